@@ -1,0 +1,23 @@
+"""AutoFocusFormer in PyTorch: the twin of ``reference``, batched, differentiable, on any device.
+
+It needs torch and numpy alone, and can be copied into another project as it is.
+
+    model = fast.create_model("aff_mini", num_classes=10)
+    logits = model(images)                                          # (B, 3, H, W) -> (B, 10)
+    features, stages = model.forward_features(images, return_stages=True)
+"""
+
+from . import checkpoints
+from .backbone import AutoFocusFormer, Config, StageTokens, TokenSet
+from .models import create_model, list_models, model_config
+
+__all__ = [
+    "AutoFocusFormer",
+    "Config",
+    "StageTokens",
+    "TokenSet",
+    "checkpoints",
+    "create_model",
+    "list_models",
+    "model_config",
+]

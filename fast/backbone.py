@@ -1,0 +1,256 @@
+"""The backbone: four stages of clustering, local attention and merging (paper sec. 3, Fig. 2, Table 1)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import AttentionBlock
+from .grid_prior import grid_prior, local_stride, reserved_tokens
+from .merging import Merging
+from .neighborhoods import gather_rows, nearest_tokens, stage_geometry
+from .patch_embedding import PatchEmbedding, grid_positions, prepare_image
+from .selection import Importance, choose, token_counts
+
+STAGES = 4
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape and choices of a backbone; the four-number fields hold one number a stage. Defaults: AFF-Mini (Table 1)."""
+
+    num_classes: int = 1000
+    depths: tuple = (2, 2, 6, 2)  # blocks
+    dims: tuple = (32, 128, 256, 384)  # C
+    heads: tuple = (2, 4, 8, 16)
+    mlp_ratio: float = 2.0  # hidden channels of the MLP, as a multiple of C
+    cluster_size: int = 8  # m
+    neighborhood: tuple = (48, 48, 48, 49)  # tokens; 49 are all there are in the last stage at 224 x 224
+    rate: float = 0.25  # share of the tokens that a merge keeps
+    alpha: float = 4.0
+    reserve: bool = True
+    layer_scale: float | None = None  # initial value of the blocks' scales; None: no scales
+    drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
+    curve: str = "scanline"
+    stride_metric: str = "l2"
+
+    def __post_init__(self):
+        for name in ("depths", "dims", "heads", "neighborhood"):
+            value = tuple(getattr(self, name))
+            if len(value) != STAGES or any(v < 1 for v in value):
+                raise ValueError(f"{name} must hold {STAGES} positive numbers, one a stage, not {value}")
+            object.__setattr__(self, name, value)
+        for dim, heads in zip(self.dims, self.heads, strict=True):
+            if dim % heads:
+                raise ValueError(f"dims {self.dims} must be multiples of heads {self.heads}")
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"rate must be in (0, 1], not {self.rate}")
+
+
+@dataclass(frozen=True)
+class StageTokens:
+    """What one stage did; tokens in raster order. The fields of the merge are None in the last stage."""
+
+    positions: Tensor  # (B, n, 2) int64
+    features: Tensor  # (B, n, C): after the last block, before any norm
+    order: Tensor  # (B, n) int64: token indices, cluster after cluster
+    cluster: Tensor  # (B, n) int64
+    scores: Tensor | None = None  # (B, n): s
+    kept: Tensor | None = None  # (B, K) int64: indices of the tokens kept
+    merged_positions: Tensor | None = None  # (B, K, 2) int64
+    merged_features: Tensor | None = None  # (B, K, C')
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Normalised features of one stage, on tokens: what a segmentation or detection head reads."""
+
+    positions: Tensor  # (B, n, 2) int64, cells of the finest grid
+    features: Tensor  # (B, n, C)
+    canvas: tuple  # (h, w) of the finest grid
+
+    def to_grid(self, h, w):
+        """Spread the tokens over h x w cells: each takes the features of the token nearest to its centre.
+
+        Returns (B, C, h, w). Distances are exact integers; of two tokens as near, the first in raster order.
+        """
+        height, width = self.canvas
+        x, y = grid_positions((h, w), self.positions.device).unbind(-1)
+        x, y = ((2 * x + 1) * width - w) * h, ((2 * y + 1) * height - h) * w  # centres, in units of a cell / (2 h w)
+        queries = torch.stack([x, y], dim=-1).expand(len(self.positions), -1, -1)
+        nearest = nearest_tokens(queries, self.positions * (2 * h * w), 1)[..., 0]
+        return gather_rows(self.features, nearest).transpose(1, 2).unflatten(2, (h, w))
+
+
+class Stage(nn.Module):
+    """Attention blocks on one set of tokens and, except in the last stage, the choice and merging of the next."""
+
+    def __init__(self, config, index, drop_paths):
+        super().__init__()
+        self.config, self.index = config, index
+        dim, heads = config.dims[index], config.heads[index]
+        self.blocks = nn.ModuleList(
+            AttentionBlock(dim, heads, config.mlp_ratio, config.layer_scale, p) for p in drop_paths
+        )
+        if index + 1 < STAGES:
+            self.importance = Importance(dim)
+            self.merging = Merging(dim, config.dims[index + 1])
+
+    def forward(self, positions, features, geometry, keep=None, checkpointing=False):
+        """Attend, then keep ``keep`` tokens and merge: positions and features (B, n, ...) -> StageTokens."""
+        for block in self.blocks:
+            if checkpointing and torch.is_grad_enabled():
+                features = checkpoint(block, features, geometry, use_reentrant=False)
+            else:
+                features = block(features, geometry)
+        if keep is None:
+            return StageTokens(positions, features, geometry.order, geometry.cluster)
+        scores = self.importance(features)
+        kept = self.select_tokens(positions, scores, keep)
+        merged = self.merging(features, scores, kept, geometry)
+        merged_positions = gather_rows(positions, kept)
+        return StageTokens(
+            positions, features, geometry.order, geometry.cluster, scores, kept, merged_positions, merged
+        )
+
+    def select_tokens(self, positions, scores, keep):
+        """Indices (B, K) of the tokens that stay, in raster order."""
+        n, (low, high) = positions.shape[1], positions[:1].aminmax(dim=1)
+        full = n == int((high - low + 1).prod())
+        stride = torch.ones_like(positions[..., 0]) if full else local_stride(positions, self.config.stride_metric)
+        reserved = reserved_tokens(positions, self.index + 1) & self.config.reserve
+        return choose(scores, grid_prior(positions, stride), reserved, keep, self.config.alpha)
+
+
+class AutoFocusFormer(nn.Module):
+    """AutoFocusFormer, for classification or, with ``features_only``, as a feature extractor.
+
+    Parameters
+    ----------
+    config : Config
+    features_only : bool
+        If true there is no classifier, and ``forward`` returns a list of four ``TokenSet``s: the tokens of each stage
+        before its merge, each through a layer norm of its own.
+    """
+
+    def __init__(self, config, features_only=False):
+        super().__init__()
+        self.config, self.features_only = config, features_only
+        self.num_classes = 0 if features_only else config.num_classes
+        self.num_features = config.dims[-1]
+        self.grad_checkpointing = False
+        self.patch_embedding = PatchEmbedding(config.dims[0])
+        self.stages = nn.ModuleList(Stage(config, i, p) for i, p in enumerate(_drop_paths(config)))
+        self._grid_geometry = (None, None)  # of the last canvas seen: the first stage's tokens are always the full grid
+        if features_only:
+            self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in config.dims)
+        else:
+            self.norm = nn.LayerNorm(self.num_features)
+            self.head = _classifier(self.num_features, config.num_classes)
+        self.apply(_init_linear)
+
+    @property
+    def feature_info(self):
+        """A dict for each stage, as in timm: channels, nominal stride in pixels, module."""
+        return [{"num_chs": c, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, c in enumerate(self.config.dims)]
+
+    def no_weight_decay(self):
+        """Names of the parameters that weight decay should spare beyond those of one dimension: none."""
+        return set()
+
+    def set_grad_checkpointing(self, enable=True):
+        """Recompute each block in the backward pass instead of keeping what it made: less memory, more time."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self):
+        """Return the classifier, an ``nn.Linear`` (or ``nn.Identity`` for 0 classes)."""
+        return self.head
+
+    def reset_classifier(self, num_classes):
+        """Replace the classifier by a new one for ``num_classes`` classes (0: none)."""
+        device, dtype = self.norm.weight.device, self.norm.weight.dtype
+        self.head = _classifier(self.num_features, num_classes).to(device=device, dtype=dtype)
+        _init_linear(self.head)
+        self.num_classes = num_classes
+
+    def run_stages(self, images):
+        """Run all stages on images (B, 3, H, W): a list of four StageTokens, and the canvas (h, w)."""
+        images = prepare_image(images)
+        canvas = (images.shape[2] // 4, images.shape[3] // 4)
+        counts = token_counts(canvas, self.config.rate, self.config.reserve, STAGES)
+        features = self.patch_embedding(images.to(self.patch_embedding.conv1.weight.dtype))
+        positions = grid_positions(canvas, images.device).expand(len(images), -1, -1)
+        stages = []
+        for stage, keep in zip(self.stages, [*counts[1:], None], strict=True):
+            geometry = self._geometry(stage.index, positions, canvas)
+            stages.append(stage(positions, features, geometry, keep, self.grad_checkpointing))
+            positions, features = stages[-1].merged_positions, stages[-1].merged_features
+        return stages, canvas
+
+    def _geometry(self, index, positions, canvas):
+        """Geometry of a stage; the first stage's is the same for every image, and is kept for the next call."""
+        c = self.config
+        arguments = (c.cluster_size, c.neighborhood[index], canvas, c.curve, self.norm_dtype)
+        if index > 0:
+            return stage_geometry(positions, *arguments)
+        key = (arguments, positions.device)
+        if self._grid_geometry[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._grid_geometry = (key, stage_geometry(grid_positions(canvas, positions.device)[None], *arguments))
+        return self._grid_geometry[1]
+
+    @property
+    def norm_dtype(self):
+        """Dtype of the position terms: that of the weights, at least float32."""
+        return torch.promote_types(self.patch_embedding.norm.weight.dtype, torch.float32)
+
+    def forward_features(self, images, return_stages=False):
+        """Return the last stage's tokens (B, n, C) after the final layer norm, and the four StageTokens if asked.
+
+        Parameters
+        ----------
+        images : (B, 3, H, W) tensor
+            Floating point, normalised with ImageNet's mean and standard deviation; or uint8, normalised here.
+        return_stages : bool
+
+        Raises
+        ------
+        ValueError, TypeError
+            As ``patch_embedding.prepare_image`` and ``selection.token_counts`` say.
+        """
+        stages, _ = self.run_stages(images)
+        features = self.norm(stages[-1].features)
+        return (features, stages) if return_stages else features
+
+    def forward_head(self, features, pre_logits=False):
+        """Mean over the tokens (B, n, C) -> (B, C), then the classifier -> (B, num_classes) unless ``pre_logits``."""
+        pooled = features.mean(dim=1)
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, images):
+        """Images (B, 3, H, W) -> logits (B, num_classes), or a list of four TokenSets if ``features_only``."""
+        if not self.features_only:
+            return self.forward_head(self.forward_features(images))
+        stages, canvas = self.run_stages(images)
+        return [
+            TokenSet(stage.positions, norm(stage.features), canvas)
+            for stage, norm in zip(stages, self.norms, strict=True)
+        ]
+
+
+def _drop_paths(config):
+    """Each stage's list of drop path probabilities, one a block: linear in depth, from 0 to ``config.drop_path``."""
+    step = config.drop_path / max(1, sum(config.depths) - 1)
+    starts = [sum(config.depths[:i]) for i in range(STAGES)]
+    return [[step * (start + j) for j in range(depth)] for start, depth in zip(starts, config.depths, strict=True)]
+
+
+def _classifier(channels, num_classes):
+    return nn.Linear(channels, num_classes) if num_classes > 0 else nn.Identity()
+
+
+def _init_linear(module):
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,211 @@
+"""Reading checkpoints without running them, and translating the official names of weights to ours and back."""
+
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .backbone import STAGES, AutoFocusFormer, Config
+
+# Official names and ours, at the start of a name and inside it. The order of a tensor's elements never changes.
+_STARTS = [
+    ("patch_embed.proj", "patch_embedding.conv"),
+    ("patch_embed.bn.", "patch_embedding.batch_norm."),
+    ("patch_embed.norm.", "patch_embedding.norm."),
+    ("layers.", "stages."),
+    *((f"norm{i}.", f"norms.{i}.") for i in range(STAGES)),
+]
+_PARTS = [
+    (".attn.blank_k", ".attention.blank_key"),
+    (".attn.blank_v", ".attention.blank_value"),
+    (".attn.q.", ".attention.query."),
+    (".attn.kv.", ".attention.key_value."),
+    (".attn.pos_embed.", ".attention.position."),
+    (".attn.proj.", ".attention.project."),
+    (".gamma", ".scale"),
+    (".downsample.", ".merging."),
+    (".prob_net.", ".importance."),
+]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or whose keys or shapes are not those of an AutoFocusFormer."""
+
+
+def load(path):
+    """Read a checkpoint file without running anything in it.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file of ``torch.save`` or, with safetensors installed, ``*.safetensors``.
+
+    Returns
+    -------
+    dict
+        What the file holds, on the CPU: tensors and plain containers. A pickled configuration (as the official
+        classification files carry) comes back as a plain dict.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    CheckpointError
+        A file that is truncated or corrupted, or that would run code to be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    try:
+        with torch.serialization.safe_globals(_plain_types()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"(?:GLOBAL|Unsupported global:|Unsupported class|function) ([\w.]+)", str(error))
+        if refused:
+            message = (
+                f"{path} was refused: reading it would run {refused[1]}; only tensors and plain containers are read"
+            )
+        else:
+            message = f"{path} is not a checkpoint, or is corrupted ({str(error).splitlines()[0][:80]})"
+        raise CheckpointError(message) from None
+    except (RuntimeError, EOFError, OSError, KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+        raise CheckpointError(f"{path} is truncated or corrupted ({reason})") from None
+
+
+class _PlainConfig(dict):
+    """Stands in for a pickled configuration class: a dict, with no code of its own."""
+
+
+def _plain_types():
+    """What a file may name besides torch's own tensors: configurations as dicts, numpy's numbers and arrays."""
+    core = np.core.multiarray if np.lib.NumpyVersion(np.__version__) < "2.0.0" else np._core.multiarray
+    numpy_types = [np.dtype, np.ndarray, *{type(np.dtype(t)) for t in "?bhilqBHILQefd"}]
+    functions = [
+        (f, f"numpy.{m}.multiarray.{f.__name__}") for f in (core.scalar, core._reconstruct) for m in ("core", "_core")
+    ]
+    return [(_PlainConfig, "yacs.config.CfgNode"), *numpy_types, *functions]
+
+
+def _load_safetensors(path):
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ImportError("reading .safetensors needs the package safetensors: pip install safetensors") from None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or corrupted ({error})") from None
+
+
+def from_official(state_dict):
+    """Rename an official classification or backbone state dict to this project's names.
+
+    Parameters
+    ----------
+    state_dict : dict
+        Official names to tensors or arrays; a file's whole content ``{"model": {...}, ...}`` will do.
+
+    Returns
+    -------
+    dict
+        Our names to the same values, ready for a strict ``load_state_dict``.
+
+    Raises
+    ------
+    CheckpointError
+        Missing, unknown or misshapen keys: all of them are listed, by their official names.
+    """
+    state_dict = state_dict["model"] if isinstance(state_dict.get("model"), dict) else state_dict
+    renamed = {our_name(name): value for name, value in state_dict.items()}
+    _check_complete(renamed, official_name)
+    return renamed
+
+
+def to_official(state_dict):
+    """Rename a state dict of this project to the official names: the inverse of ``from_official``, as strict."""
+    _check_complete(state_dict, str)
+    return {official_name(name): value for name, value in state_dict.items()}
+
+
+def our_name(official):
+    """Translate one official name to ours."""
+    return _translate(official, _STARTS, _PARTS)
+
+
+def official_name(ours):
+    """Translate one of our names to the official one."""
+    return _translate(ours, [pair[::-1] for pair in _STARTS], [pair[::-1] for pair in _PARTS])
+
+
+def _translate(name, starts, parts):
+    for old, new in starts:
+        if name.startswith(old):
+            name = new + name[len(old) :]
+            break
+    for old, new in parts:
+        name = name.replace(old, new)
+    return name
+
+
+def config_from(state_dict):
+    """Work out from a state dict of this project which model it belongs to.
+
+    Returns
+    -------
+    config : Config
+        num_classes, depths, dims, heads, mlp_ratio and the presence of layer scale are read off the shapes. What shapes
+        do not show (cluster size, neighbourhoods, rate, alpha, ...) has ``Config``'s defaults: replace what differs.
+    features_only : bool
+        Whether it is a feature extractor (``norms.*`` instead of ``norm.*`` and ``head.*``).
+
+    Raises
+    ------
+    CheckpointError
+        Names or shapes that leave the model unknown.
+    """
+    shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
+
+    def first(pattern):
+        found = [shapes[name] for name in sorted(shapes) if re.fullmatch(pattern, name)]
+        if not found:
+            raise CheckpointError(f"not the weights of an AutoFocusFormer: no key is like {pattern}")
+        return found[0]
+
+    stages, block = range(STAGES), r"stages\.{}\.blocks\.\d+\."
+    blocks = [[int(n.split(".")[3]) for n in shapes if re.match(block.format(i), n)] for i in stages]
+    dims = [first(block.format(i) + r"norm\d\.weight")[0] for i in stages]
+    hidden = first(block.format(0) + r"mlp\.fc1\.weight")[0]
+    features_only = any(name.startswith("norms.") for name in shapes)
+    config = Config(
+        num_classes=0 if features_only or "head.weight" not in shapes else shapes["head.weight"][0],
+        depths=tuple(max(b, default=-1) + 1 for b in blocks),
+        dims=tuple(dims),
+        heads=tuple(first(block.format(i) + r"attention\.position\.weight")[0] for i in stages),
+        mlp_ratio=hidden / dims[0],
+        layer_scale=1e-5 if any(".scale1" in name for name in shapes) else None,
+    )
+    return config, features_only
+
+
+def _check_complete(state_dict, shown_name):
+    """Compare names and shapes with those of the model that they describe; list all that is wrong."""
+    config, features_only = config_from(state_dict)
+    with torch.device("meta"):
+        expected = AutoFocusFormer(config, features_only).state_dict()
+    missing = [shown_name(name) for name in expected if name not in state_dict]
+    unknown = [shown_name(name) for name in state_dict if name not in expected]
+    misshapen = [
+        f"{shown_name(name)} is {tuple(value.shape)}, not {tuple(expected[name].shape)}"
+        for name, value in state_dict.items()
+        if name in expected and value.shape != expected[name].shape
+    ]
+    found = [("missing", missing), ("unknown", unknown), ("misshapen", misshapen)]
+    problems = "; ".join(f"{what}: {', '.join(names)}" for what, names in found if names)
+    if problems:
+        raise CheckpointError(f"the checkpoint does not fit: {problems}")

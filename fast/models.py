@@ -1,0 +1,80 @@
+"""Named variants (paper Table 1) and how to make them."""
+
+import difflib
+from dataclasses import fields
+
+from .backbone import AutoFocusFormer, Config
+
+_TINY = {
+    "depths": (3, 4, 18, 5),
+    "dims": (64, 128, 256, 512),
+    "heads": (2, 4, 8, 16),
+    "mlp_ratio": 3.0,
+    "drop_path": 0.2,
+}
+_SMALL = {
+    "depths": (3, 4, 18, 2),
+    "dims": (96, 192, 384, 768),
+    "heads": (3, 6, 12, 24),
+    "mlp_ratio": 3.0,
+    "layer_scale": 1e-5,
+    "drop_path": 0.3,
+}
+_BASE = {**_SMALL, "dims": (128, 256, 512, 1024), "heads": (4, 8, 16, 32), "drop_path": 0.2}
+_VARIANTS = {
+    "aff_nano": {"depths": (1, 1, 2, 1), "dims": (16, 32, 48, 64), "heads": (1, 2, 3, 4)},
+    "aff_mini": {},
+    "aff_mini_1_5": {"rate": 0.2},
+    "aff_tiny": _TINY,
+    "aff_tiny_1_5": {**_TINY, "rate": 0.2},
+    "aff_small": _SMALL,
+    "aff_small_1_5": {**_SMALL, "rate": 0.2},
+    "aff_base": _BASE,
+    "aff_base_384": {**_BASE, "cluster_size": 24, "neighborhood": (144, 144, 144, 144)},
+}
+
+
+def list_models():
+    """Return the names that ``create_model`` knows; "1_5" stands for a rate of 1/5, "384" for the image size."""
+    return list(_VARIANTS)
+
+
+def create_model(name, features_only=False, **overrides):
+    """Make an AutoFocusFormer with fresh weights.
+
+    Parameters
+    ----------
+    name : str
+        One of ``list_models()``.
+    features_only : bool
+        No classifier; ``forward`` returns the four stages' ``TokenSet``s.
+    **overrides
+        Fields of ``Config``: num_classes, depths, dims, heads, mlp_ratio, cluster_size, neighborhood (tokens, one
+        number a stage), rate, alpha, reserve, layer_scale, drop_path, curve, stride_metric.
+
+    Returns
+    -------
+    AutoFocusFormer
+
+    Raises
+    ------
+    ValueError
+        Unknown name or override (the message gives the closest one), or a value that makes no model.
+    """
+    return AutoFocusFormer(model_config(name, **overrides), features_only)
+
+
+def model_config(name, **overrides):
+    """Return the ``Config`` of a named variant with some of its fields replaced; raises as ``create_model``."""
+    _check_known("model", name, list(_VARIANTS))
+    for key in overrides:
+        _check_known("override", key, [field.name for field in fields(Config)])
+    return Config(**{**_VARIANTS[name], **overrides})
+
+
+def _check_known(what, name, known):
+    if name in known:
+        return
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    raise ValueError(f"unknown {what} {name!r}; {hint}")

@@ -1,0 +1,159 @@
+"""Neighbourhoods from clusters (paper sec. 3.1.2), batched. Same results as ``reference.neighborhoods``."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .clustering import cluster_order, cluster_sums
+from .position import relative_position
+
+PAIRS_AT_ONCE = 1 << 22  # distances held at a time, so that memory does not grow with the square of the image
+LARGEST = 2**63 - 1
+
+
+def nearest_count(neighborhood, cluster_size, k):
+    """Return R, the clusters that make a neighbourhood of about ``neighborhood`` tokens: at least 1, at most k."""
+    return max(1, min(round(neighborhood / cluster_size), k))
+
+
+def nearest_clusters(positions, sums, counts, nearest):
+    """Find the nearest cluster centres of every token, by comparing all of them in integers.
+
+    Parameters
+    ----------
+    positions : (B, n, 2) int64 tensor
+    sums, counts : (B, k, 2) and (k,) int64 tensors
+        S and c of each cluster; its centre is S / c. All counts but the last are equal.
+    nearest : int
+        R; all k clusters if it is more than k.
+
+    Returns
+    -------
+    (B, n, R) int64 tensor
+        Cluster numbers, nearest first; of two at the same distance the lower number comes first.
+
+    Raises
+    ------
+    ValueError
+        Positions so large that squared distances would not fit in int64.
+    """
+    least_multiple = torch.lcm(counts[0], counts[-1])  # counts are m, ..., m, last
+    scaled_sums = sums * (least_multiple // counts)[:, None]
+    return _nearest(positions * least_multiple, scaled_sums, nearest)
+
+
+def nearest_tokens(queries, positions, nearest):
+    """Find the nearest tokens of each query point by comparing all of them in integers.
+
+    Parameters
+    ----------
+    queries : (B, q, 2) int64 tensor
+        (x, y), in the same unit as the positions.
+    positions : (B, n, 2) int64 tensor
+    nearest : int
+        k; all n tokens if it is more than n.
+
+    Returns
+    -------
+    (B, q, k) int64 tensor
+        Token indices, nearest first (L2); of two at the same distance the first in raster order comes first.
+    """
+    by_x = positions[..., 0].argsort(dim=1)
+    raster = by_x.gather(1, positions[..., 1].gather(1, by_x).argsort(dim=1, stable=True))
+    found = _nearest(queries, positions.gather(1, raster[..., None].expand(-1, -1, 2)), nearest)
+    return raster.gather(1, found.flatten(1)).view_as(found)
+
+
+def _nearest(points, centers, nearest):
+    """Indices (B, n, nearest) of the centres (B, k, 2) nearest to each point (B, n, 2), the lower index on a tie."""
+    batch, n, k = len(points), points.shape[1], centers.shape[1]
+    number = torch.arange(k, device=points.device)
+    result = points.new_empty(batch, n, min(nearest, k))
+    if batch == 0:
+        return result
+    span = torch.stack([points.amax(), centers.amax()]).amax() - torch.stack([points.amin(), centers.amin()]).amin()
+    if 2 * int(span) ** 2 * k + k > LARGEST:
+        raise ValueError(
+            f"{k} centres over {int(span)} units are too many for exact integer distances; use a smaller image"
+        )
+    rows = max(1, PAIRS_AT_ONCE // max(1, batch * k))
+    for start in range(0, n, rows):
+        part = points[:, start : start + rows, None]  # (B, rows, 1, 2)
+        dx, dy = part[..., 0] - centers[:, None, :, 0], part[..., 1] - centers[:, None, :, 1]
+        key = dx.square_().add_(dy.square_()).mul_(k).add_(number)  # one integer holds the distance and the tie's rule
+        result[:, start : start + rows] = key.topk(result.shape[2], dim=-1, largest=False).indices
+    return result
+
+
+@dataclass(frozen=True)
+class StageGeometry:
+    """All that a stage needs to know of where its n tokens are; made once a stage, read by every block and the merge.
+
+    The batch axis has length 1 where all images share their positions (the gridded first stage).
+    """
+
+    order: Tensor  # (B, n) int64: token indices, cluster after cluster
+    cluster: Tensor  # (B, n) int64: the cluster of each token
+    neighbors: Tensor  # (B, n, M) int64: token indices of each token's neighbourhood; 0 where a slot is empty
+    valid: Tensor | None  # (B, n, M) bool: False where a slot is empty; None: none is
+    relative: Tensor  # (B, n, M, 5) float: relative_position of the neighbour seen from the token
+
+
+def stage_geometry(positions, cluster_size, neighborhood, canvas, curve="scanline", dtype=torch.float32):
+    """Cluster the tokens and list the neighbourhood of each.
+
+    Parameters
+    ----------
+    positions : (B, n, 2) int64 tensor
+        Distinct cells of the canvas; not checked here.
+    cluster_size : int
+        m.
+    neighborhood : int
+        Wanted size of a neighbourhood, tokens. If it is n or more, every token sees all n.
+    canvas : (h, w)
+    curve : str
+    dtype : torch.dtype
+        Of ``relative``.
+
+    Returns
+    -------
+    StageGeometry
+        With M = R m slots, or M = n where all tokens are seen.
+    """
+    batch, n = positions.shape[:2]
+    order, cluster = cluster_order(positions, cluster_size, canvas, curve)
+    if neighborhood >= n:
+        neighbors, valid = torch.arange(n, device=positions.device).expand(batch, n, n), None
+    else:
+        sums, counts = cluster_sums(positions, order, cluster_size)
+        k = len(counts)
+        nearest = nearest_clusters(positions, sums, counts, nearest_count(neighborhood, cluster_size, k))
+        members = torch.nn.functional.pad(order, (0, k * cluster_size - n), value=-1).unflatten(1, (k, cluster_size))
+        neighbors = gather_rows(members, nearest).flatten(2)  # (B, n, R, m) -> (B, n, M)
+        valid = neighbors >= 0 if n % cluster_size else None
+        neighbors = neighbors.clamp(min=0)
+    relative = relative_position(gather_rows(positions, neighbors) - positions[:, :, None], dtype)
+    return StageGeometry(order, cluster, neighbors, valid, relative)
+
+
+def gather_rows(x, index, batch_axis=0):
+    """Pick rows of x (..., B, n, ...) by index (B, ...): -> (..., *index.shape, ...).
+
+    ``batch_axis`` is where x has its batch; the axis after it is picked from.
+    """
+    start = x.shape[batch_axis + 1] * torch.arange(len(index), device=x.device)
+    flat = (index + start.view(-1, *[1] * (index.ndim - 1))).flatten()
+    picked = x.flatten(batch_axis, batch_axis + 1).index_select(batch_axis, flat)
+    return picked.unflatten(batch_axis, index.shape)
+
+
+def token_slices(neighbors, channels):
+    """Cut the tokens of neighbors (B, n, M) into slices whose gathered neighbourhoods are small.
+
+    A token gathers M x ``channels`` numbers. On a CPU a slice fits its cache, which makes gathering several times as fast; elsewhere it only bounds memory.
+    """
+    n, slots = neighbors.shape[1:]
+    elements = 1 << 20 if neighbors.device.type == "cpu" else 1 << 28
+    rows = max(1, elements // max(1, slots * channels))
+    return [slice(start, start + rows) for start in range(0, n, rows)]

@@ -1,0 +1,65 @@
+"""From images to the tokens of the finest grid (paper sec. 3, Fig. 2)."""
+
+import torch
+from torch import nn
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's red, green, blue, on a scale of 0 to 1
+STD = (0.229, 0.224, 0.225)
+SMALLEST_SIDE = 32  # pixels
+
+
+def prepare_image(image):
+    """Check a batch of images, normalise it if it is uint8, and pad right and bottom to a multiple of 4.
+
+    Parameters
+    ----------
+    image : (B, 3, H, W) tensor
+        uint8 (red, green, blue, 0 to 255) or floating point, already normalised. H and W at least 32 pixels.
+
+    Returns
+    -------
+    (B, 3, 4h, 4w) floating-point tensor
+        Padded with zeros after normalisation; float32 from uint8.
+
+    Raises
+    ------
+    ValueError
+        Another number of axes or channels, a side under 32 pixels, a value that is not finite.
+    TypeError
+        A dtype that is neither uint8 nor floating point.
+    """
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ValueError(f"image must have 3 channels, shape (B, 3, H, W), but has shape {tuple(image.shape)}")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise TypeError(f"image must be uint8 or floating point, not {image.dtype}")
+    height, width = image.shape[2:]
+    if min(height, width) < SMALLEST_SIDE:
+        raise ValueError(f"image must be at least 32 x 32 pixels, but is {height} x {width}; enlarge it first")
+    if image.dtype == torch.uint8:
+        mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (MEAN, STD))
+        image = (image / 255.0 - mean) / std
+    elif not (finite := image.isfinite().flatten(1).all(dim=1)).all():
+        bad = (~finite).nonzero().flatten().tolist()
+        raise ValueError(f"image holds values that are NaN or infinite, in number {bad} of the batch")
+    return nn.functional.pad(image, (0, -width % 4, 0, -height % 4))
+
+
+def grid_positions(canvas, device=None):
+    """Return the positions (h w, 2) of all cells of the canvas (h, w), as (x, y), in raster order, int64."""
+    y, x = torch.meshgrid(*(torch.arange(side, device=device) for side in canvas), indexing="ij")
+    return torch.stack([x, y], dim=-1).flatten(0, 1)
+
+
+class PatchEmbedding(nn.Module):
+    """Prepared images (B, 3, 4h, 4w) -> tokens (B, h w, C) in raster order, through two convolutions of stride 2."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, dim // 2, 3, stride=2, padding=1)
+        self.batch_norm = nn.BatchNorm2d(dim // 2)
+        self.conv2 = nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, image):
+        x = nn.functional.gelu(self.batch_norm(self.conv1(image)))
+        return self.norm(self.conv2(x).flatten(2).transpose(1, 2))

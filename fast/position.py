@@ -1,0 +1,24 @@
+"""Expanded relative position (paper sec. 4.2, Eq. 5)."""
+
+import torch
+
+
+def relative_position(offsets, dtype=torch.float32):
+    """Expand (dx, dy) to (dx, dy, distance, sine, cosine).
+
+    Parameters
+    ----------
+    offsets : (..., 2) tensor
+        (dx, dy) of a neighbour seen from a token, p_j - p_i, cells; any integer or floating dtype.
+    dtype : torch.dtype
+        Of the result.
+
+    Returns
+    -------
+    (..., 5) tensor
+        The angle's terms are 0 where the distance is 0.
+    """
+    dx, dy = offsets.to(dtype).unbind(-1)
+    distance = torch.sqrt(dx * dx + dy * dy)
+    divisor = torch.where(distance == 0, 1, distance)
+    return torch.stack([dx, dy, distance, dy / divisor, dx / divisor], dim=-1)

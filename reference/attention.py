@@ -1,0 +1,68 @@
+"""Local attention with relative position and a blank token (paper sec. 3.2, 4.2, 4.3; Eq. 2, 3)."""
+
+import numpy as np
+
+from .layers import gelu, layer_norm, linear, subset
+
+
+def local_attention(query, key, value, neighbors, valid, bias, blank_key, blank_value):
+    """Let each token attend to its neighbourhood and to the blank token.
+
+    Parameters
+    ----------
+    query, key, value : (n, H, d) arrays
+        The query already scaled by d^-1/2.
+    neighbors : (n, M) int64 array
+        Token indices of each neighbourhood.
+    valid : (n, M) bool array
+        False for slots that get no weight.
+    bias : (n, M, H) array
+        The position term P of Eq. 2.
+    blank_key, blank_value : (H, d) arrays
+        Shared by all tokens; the blank token has no position.
+
+    Returns
+    -------
+    (n, H, d) array
+        sum_j softmax(logit)_j v_j over the slots and the blank token.
+    """
+    logits = np.einsum("nhd,nmhd->nmh", query, key[neighbors]) + bias  # (n, M, H)
+    logits = np.where(valid[:, :, None], logits, -np.inf)
+    blank = np.einsum("nhd,hd->nh", query, blank_key)[:, None]  # (n, 1, H)
+    logits = np.concatenate([logits, blank], axis=1)  # (n, M + 1, H)
+    weight = np.exp(logits - logits.max(axis=1, keepdims=True))
+    weight /= weight.sum(axis=1, keepdims=True)
+    return np.einsum("nmh,nmhd->nhd", weight[:, :-1], value[neighbors]) + weight[:, -1][:, :, None] * blank_value
+
+
+def attention(x, geometry, weights, heads):
+    """Project tokens to queries, keys and values, attend locally, project back: (n, C) -> (n, C).
+
+    ``key_value`` holds its 2C outputs as [head][key or value][d]; ``position`` maps Eq. 5's five numbers to the heads.
+    """
+    n, channels = x.shape
+    d = channels // heads
+    query = linear(x, subset(weights, "query")).reshape(n, heads, d) / np.sqrt(d)
+    key_value = linear(x, subset(weights, "key_value")).reshape(n, heads, 2, d)
+    out = local_attention(
+        query,
+        key_value[:, :, 0],
+        key_value[:, :, 1],
+        geometry.neighbors,
+        geometry.valid,
+        linear(geometry.relative, subset(weights, "position")),
+        weights["blank_key"].reshape(heads, d),
+        weights["blank_value"].reshape(heads, d),
+    )
+    return linear(out.reshape(n, channels), subset(weights, "project"))
+
+
+def attention_block(x, geometry, weights, heads):
+    """One transformer block: x + attention(norm x), then x + MLP(norm x), each scaled where the weights hold a scale.
+
+    x (n, C) -> (n, C); ``geometry`` is the stage's ``StageGeometry``.
+    """
+    update = attention(layer_norm(x, subset(weights, "norm1")), geometry, subset(weights, "attention"), heads)
+    x = x + update * weights.get("scale1", 1.0)
+    hidden = gelu(linear(layer_norm(x, subset(weights, "norm2")), subset(weights, "mlp.fc1")))
+    return x + linear(hidden, subset(weights, "mlp.fc2")) * weights.get("scale2", 1.0)

@@ -1,0 +1,118 @@
+"""The whole backbone, from an image and a dict of weights to logits (paper sec. 3, Fig. 2, Table 1).
+
+Weights are named as ``fast``'s models name them: ``patch_embedding.*``, ``stages.<i>.blocks.<j>.*``,
+``stages.<i>.importance.*``, ``stages.<i>.merging.*``, ``norm.*``, ``head.*``, with i and j counted from 0.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .attention import attention_block
+from .grid_prior import grid_prior, local_stride, reserved_tokens
+from .layers import layer_norm, linear, subset
+from .merging import merging
+from .neighborhoods import stage_geometry
+from .patch_embedding import grid_positions, patch_embedding, prepare_image
+from .selection import importance, select, token_counts
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape and choices of a backbone; the four-number fields hold one number a stage. Defaults: AFF-Mini (Table 1)."""
+
+    num_classes: int = 1000
+    depths: tuple = (2, 2, 6, 2)  # blocks
+    dims: tuple = (32, 128, 256, 384)  # C
+    heads: tuple = (2, 4, 8, 16)
+    mlp_ratio: float = 2.0  # hidden channels of the MLP, as a multiple of C
+    cluster_size: int = 8  # m
+    neighborhood: tuple = (48, 48, 48, 49)  # tokens; 49 are all there are in the last stage at 224 x 224
+    rate: float = 0.25  # share of the tokens that a merge keeps
+    alpha: float = 4.0
+    reserve: bool = True
+    layer_scale: float | None = None  # initial value of the blocks' scales; None: no scales
+    drop_path: float = 0.0  # training only
+    curve: str = "scanline"
+    stride_metric: str = "l2"
+
+
+@dataclass(frozen=True)
+class StageTokens:
+    """What one stage did; tokens in raster order. The fields of the merge are None in the last stage."""
+
+    positions: np.ndarray  # (n, 2) int64
+    features: np.ndarray  # (n, C): after the last block, before any norm
+    order: np.ndarray  # (n,) int64: token indices, cluster after cluster
+    cluster: np.ndarray  # (n,) int64
+    scores: np.ndarray | None = None  # (n,): s
+    kept: np.ndarray | None = None  # (K,) int64: indices of the tokens kept
+    merged_positions: np.ndarray | None = None  # (K, 2) int64
+    merged_features: np.ndarray | None = None  # (K, C')
+
+
+def forward_stage(config, weights, index, positions, features, canvas, keep):
+    """Run stage ``index`` (from 0): cluster, attend and, unless ``keep`` is None, choose K = ``keep`` tokens, merge."""
+    geometry = stage_geometry(positions, config.cluster_size, config.neighborhood[index], canvas, config.curve)
+    for block in range(config.depths[index]):
+        features = attention_block(features, geometry, subset(weights, f"blocks.{block}"), config.heads[index])
+    if keep is None:
+        return StageTokens(positions, features, geometry.order, geometry.cluster)
+    scores = importance(features, subset(weights, "importance"))
+    prior = grid_prior(positions, local_stride(positions, config.stride_metric))
+    reserved = reserved_tokens(positions, index + 1) & config.reserve
+    kept = select(scores, prior, reserved, keep, config.alpha)
+    merged = merging(features, scores, kept, geometry, subset(weights, "merging"))
+    return StageTokens(positions, features, geometry.order, geometry.cluster, scores, kept, positions[kept], merged)
+
+
+def forward_features(config, weights, image):
+    """Run all stages on one image.
+
+    Parameters
+    ----------
+    config : Config
+    weights : dict of str to array
+        As the module's docstring names them; used in float64.
+    image : (3, H, W) array
+        uint8, or floating point and normalised; see ``patch_embedding.prepare_image``.
+
+    Returns
+    -------
+    list of StageTokens
+        One for each stage.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As ``patch_embedding.prepare_image`` and ``selection.token_counts`` say.
+    """
+    weights = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
+    image = prepare_image(image)
+    canvas = (image.shape[1] // 4, image.shape[2] // 4)
+    counts = token_counts(canvas, config.rate, config.reserve, len(config.depths))
+    positions, features = grid_positions(canvas), patch_embedding(image, subset(weights, "patch_embedding"))
+    stages = []
+    for index, keep in enumerate([*counts[1:], None]):
+        part = subset(weights, f"stages.{index}")
+        stages.append(forward_stage(config, part, index, positions, features, canvas, keep))
+        positions, features = stages[-1].merged_positions, stages[-1].merged_features
+    return stages
+
+
+def forward_head(weights, features):
+    """Classify: layer norm, mean over the tokens, linear; features (n, C) -> logits (num_classes,), float64."""
+    weights = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
+    return linear(layer_norm(features, subset(weights, "norm")).mean(axis=0), subset(weights, "head"))
+
+
+def forward(config, weights, image):
+    """Classify one image: see ``forward_features`` for the arguments.
+
+    Returns
+    -------
+    logits : (num_classes,) float64 array
+    stages : list of StageTokens
+    """
+    stages = forward_features(config, weights, image)
+    return forward_head(weights, stages[-1].features), stages

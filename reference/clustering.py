@@ -1,0 +1,134 @@
+"""Balanced clustering: tokens sorted along a space-filling curve, cut into runs of equal length (paper sec. 3.1.1).
+
+Everything that decides an order is an integer, or one IEEE division of two integers, so every machine agrees.
+"""
+
+import math
+
+import numpy as np
+
+from .curves import curve_ranks
+
+
+def check_positions(positions, canvas):
+    """Refuse positions that are not distinct integer cells of the canvas.
+
+    Raises
+    ------
+    TypeError
+        Positions that are not integers.
+    ValueError
+        A shape other than (n, 2) with n >= 1, a token off the canvas, two tokens in one cell.
+    """
+    h, w = canvas
+    if not np.issubdtype(positions.dtype, np.integer):
+        raise TypeError(f"positions must be integers (cells of the finest grid), not {positions.dtype}")
+    if positions.ndim != 2 or positions.shape[1] != 2 or len(positions) == 0:
+        raise ValueError(f"positions must have shape (n, 2) with n >= 1, not {positions.shape}")
+    outside = ((positions < 0) | (positions >= (w, h))).any(axis=1)
+    if outside.any():
+        first = tuple(positions[outside][0].tolist())
+        raise ValueError(
+            f"positions: {outside.sum()} tokens are off the canvas h, w = {h}, {w}; the first is at {first}"
+        )
+    cells, counts = np.unique(positions, axis=0, return_counts=True)
+    if (counts > 1).any():
+        first = tuple(cells[counts > 1][0].tolist())
+        raise ValueError(f"positions: {(counts > 1).sum()} cells hold more than one token; the first is {first}")
+
+
+def patch_grid(n, cluster_size, canvas):
+    """Return (nh, nw), the patches down and across: square-ish, about one for each of the ceil(n / m) clusters."""
+    if cluster_size < 1:
+        raise ValueError(f"cluster_size must be at least 1, not {cluster_size}")
+    h, w = canvas
+    k = -(-n // cluster_size)
+    side = math.sqrt(h * w / k)
+    return max(1, round(h / side)), max(1, round(w / side))
+
+
+def anchor_ratio(positions, ranks, canvas):
+    """Square of Eq. 1: how far each token is along its patch, from the previous anchor to the next.
+
+    Parameters
+    ----------
+    positions : (n, 2) int64 array
+        (x, y) of the tokens.
+    ranks : (nh, nw) int64 array
+        Rank of each patch along the curve.
+    canvas : (h, w)
+
+    Returns
+    -------
+    patch_rank : (n,) int64 array
+        Rank of the patch that holds the token.
+    ratio : (n,) float64 array
+        (d_prev / d_next)^2. Anchors and distances are scaled by (2 nw, 2 nh) to be integers; the curve's ends are
+        prolonged by a mirror image, and a single patch gives 0.
+    """
+    (h, w), (nh, nw) = canvas, ranks.shape
+    x, y = positions.T
+    patch_rank = ranks[y * nh // h, x * nw // w]
+    if nh * nw == 1:
+        return patch_rank, np.zeros(len(positions))
+    iy, ix = np.indices((nh, nw)).reshape(2, -1)
+    anchors = np.empty((nh * nw, 2), dtype=np.int64)  # in the curve's order
+    anchors[ranks.ravel()] = np.stack([(2 * ix + 1) * w - nw, (2 * iy + 1) * h - nh], axis=1)
+    before, after = 2 * anchors[0] - anchors[1], 2 * anchors[-1] - anchors[-2]
+    anchors = np.concatenate([[before], anchors, [after]])  # the anchor of rank i is now at i + 1
+
+    def squared_distance(anchor):
+        dx, dy = (positions * (2 * nw, 2 * nh) - anchor).T
+        return dx**2 * nh**2 + dy**2 * nw**2  # int64
+
+    previous = squared_distance(anchors[patch_rank])
+    following = np.maximum(squared_distance(anchors[patch_rank + 2]), 1)
+    return patch_rank, previous.astype(np.float64) / following.astype(np.float64)
+
+
+def balanced_clusters(positions, cluster_size, canvas, curve="scanline"):
+    """Group tokens into clusters of equal size (Fig. 3).
+
+    Tokens are sorted by their patch's rank along the curve, then by ``anchor_ratio``, then in raster order; cluster j
+    is the run j m ... j m + m - 1 of that order. Only the last cluster may be shorter.
+
+    Parameters
+    ----------
+    positions : (n, 2) integer array
+        Distinct (x, y), 0 <= x < w, 0 <= y < h, in any storage order.
+    cluster_size : int
+        m, tokens a cluster.
+    canvas : (h, w)
+        Size of the finest grid.
+    curve : str
+        One of ``curves.CURVES``.
+
+    Returns
+    -------
+    order : (n,) int64 array
+        Indices of the tokens, cluster after cluster.
+    cluster : (n,) int64 array
+        Number of the cluster that holds each token.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As ``check_positions``, ``patch_grid`` and ``curves.curve_ranks`` say.
+    """
+    check_positions(positions, canvas)
+    n = len(positions)
+    x, y = positions.T
+    ranks = curve_ranks(*patch_grid(n, cluster_size, canvas), curve)
+    patch_rank, ratio = anchor_ratio(positions, ranks, canvas)
+    order = np.lexsort((x, y, ratio, patch_rank))  # the last key counts first
+    cluster = np.empty(n, dtype=np.int64)
+    cluster[order] = np.arange(n) // cluster_size
+    return order, cluster
+
+
+def cluster_sums(positions, order, cluster_size):
+    """Return S (k, 2) and c (k,), int64: each cluster's sum of positions and count. Its centre is S / c."""
+    starts = np.arange(0, len(order), cluster_size)
+    sums = np.add.reduceat(positions[order], starts, axis=0)
+    counts = np.diff(np.append(starts, len(order)))
+    return sums, counts

@@ -1,0 +1,52 @@
+"""The textbook layers that every network shares: linear, layer norm, GELU, convolution.
+
+``fast`` takes these from ``torch.nn``; here they are written out, so that nothing is left to a library's default.
+``weights`` is always a flat dict of arrays; ``subset`` picks the part that belongs to one layer.
+"""
+
+import numpy as np
+from scipy.special import erf
+
+EPSILON = 1e-5  # of every layer norm and of the batch norm
+
+
+def subset(weights, prefix):
+    """Return the entries of ``weights`` whose names start with ``prefix.``, with that start removed."""
+    start = prefix + "."
+    return {name[len(start) :]: value for name, value in weights.items() if name.startswith(start)}
+
+
+def linear(x, weights):
+    """Return ``x @ weight.T + bias``: x (..., C_in), weight (C_out, C_in), bias (C_out,) -> (..., C_out)."""
+    return x @ weights["weight"].T + weights["bias"]
+
+
+def layer_norm(x, weights):
+    """Normalise the last axis to mean 0 and variance 1, then scale and shift: (..., C) -> (..., C)."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(variance + EPSILON) * weights["weight"] + weights["bias"]
+
+
+def batch_norm(x, weights):
+    """Normalise each channel of x (C, h, w) by its running mean and variance, as in evaluation."""
+    column = {name: value[:, None, None] for name, value in weights.items() if np.ndim(value) == 1}
+    scaled = (x - column["running_mean"]) / np.sqrt(column["running_var"] + EPSILON)
+    return scaled * column["weight"] + column["bias"]
+
+
+def gelu(x):
+    """Return x times the Gaussian distribution function of x (the exact GELU, not the tanh form)."""
+    return x * 0.5 * (1.0 + erf(x / np.sqrt(2.0)))
+
+
+def sigmoid(x):
+    """Return 1 / (1 + exp(-x)) without overflow for large negative x."""
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+def convolution_3x3_stride_2(x, weights):
+    """Convolve x (C_in, h, w) with weight (C_out, C_in, 3, 3), zero padding 1, stride 2 -> (C_out, h', w')."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]  # (C_in, h', w', 3, 3)
+    return np.einsum("ihwyx,oiyx->ohw", windows, weights["weight"], optimize=True) + weights["bias"][:, None, None]
