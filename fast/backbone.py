@@ -116,9 +116,8 @@ class Stage(nn.Module):
 
     def select_tokens(self, positions, scores, keep):
         """Indices (B, K) of the tokens that stay, in raster order."""
-        n, (low, high) = positions.shape[1], positions[:1].aminmax(dim=1)
-        full = n == int((high - low + 1).prod())
-        stride = torch.ones_like(positions[..., 0]) if full else local_stride(positions, self.config.stride_metric)
+        on_grid = self.index == 0  # every cell of the canvas holds a token: the nearest is 1 away
+        stride = torch.ones_like(positions[..., 0]) if on_grid else local_stride(positions, self.config.stride_metric)
         reserved = reserved_tokens(positions, self.index + 1) & self.config.reserve
         return choose(scores, grid_prior(positions, stride), reserved, keep, self.config.alpha)
 
@@ -191,7 +190,7 @@ class AutoFocusFormer(nn.Module):
     def _geometry(self, index, positions, canvas):
         """Geometry of a stage; the first stage's is the same for every image, and is kept for the next call."""
         c = self.config
-        arguments = (c.cluster_size, c.neighborhood[index], canvas, c.curve, self.norm_dtype)
+        arguments = (c.cluster_size, c.neighborhood[index], canvas, c.curve, self._position_dtype())
         if index > 0:
             return stage_geometry(positions, *arguments)
         key = (arguments, positions.device)
@@ -200,9 +199,8 @@ class AutoFocusFormer(nn.Module):
                 self._grid_geometry = (key, stage_geometry(grid_positions(canvas, positions.device)[None], *arguments))
         return self._grid_geometry[1]
 
-    @property
-    def norm_dtype(self):
-        """Dtype of the position terms: that of the weights, at least float32."""
+    def _position_dtype(self):
+        """Dtype of the relative positions: that of the weights, at least float32."""
         return torch.promote_types(self.patch_embedding.norm.weight.dtype, torch.float32)
 
     def forward_features(self, images, return_stages=False):

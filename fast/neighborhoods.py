@@ -151,7 +151,8 @@ def gather_rows(x, index, batch_axis=0):
 def token_slices(neighbors, channels):
     """Cut the tokens of neighbors (B, n, M) into slices whose gathered neighbourhoods are small.
 
-    A token gathers M x ``channels`` numbers. On a CPU a slice fits its cache, which makes gathering several times as fast; elsewhere it only bounds memory.
+    A token gathers M x ``channels`` numbers. On a CPU a slice fits its cache, which makes gathering several times as
+    fast; elsewhere it only bounds memory.
     """
     n, slots = neighbors.shape[1:]
     elements = 1 << 20 if neighbors.device.type == "cpu" else 1 << 28
