@@ -1,0 +1,167 @@
+"""Which images make which batch.
+
+Epoch e's order is a function of (seed, e). Update t of the epoch takes images t T ... (t + 1) T - 1 of it, T being the
+total batch; rank r takes the r-th part, in pieces of ``batch_size`` where gradients are accumulated. So the images of
+an update depend neither on the number of processes nor on where a run was resumed.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+from torch import Generator
+from torch.utils.data import DataLoader
+
+from .config import Config
+from .data import Batch, Samples, collate
+from .distributed import Ranks
+from .errors import UserError
+
+
+def accumulation(config: Config, ranks: Ranks) -> int:
+    """Give the number of forward passes per update and rank: total batch / (batch size x ranks)."""
+    total, each = config.run.total_batch, config.run.batch_size * ranks.size
+    if total % each:
+        raise UserError(
+            f"run.total_batch {total} is no multiple of run.batch_size {config.run.batch_size} x {ranks.size} "
+            f"processes: pass another --run.batch_size"
+        )
+    return total // each
+
+
+def updates_per_epoch(samples: Samples, config: Config) -> int:
+    """Give the number of whole batches an epoch has; what is left over waits for the next epoch's shuffle."""
+    if len(samples) < config.run.total_batch:
+        raise UserError(
+            f"{len(samples)} training images are fewer than run.total_batch {config.run.total_batch}: "
+            f"pass a smaller --run.total_batch and --run.batch_size"
+        )
+    return len(samples) // config.run.total_batch
+
+
+class TrainKeys:
+    """The keys (epoch, index) of this rank's batches, from update ``start`` of an epoch on.
+
+    Parameters
+    ----------
+    samples : Samples
+    config : Config
+    ranks : Ranks
+    epoch, start : int
+    """
+
+    def __init__(self, samples: Samples, config: Config, ranks: Ranks, epoch: int, start: int):
+        total, pieces = config.run.total_batch, accumulation(config, ranks)
+        order = samples.source.order(np.random.default_rng([config.run.seed, epoch]))
+        updates = updates_per_epoch(samples, config)
+        shares = order[: updates * total].reshape(updates, ranks.size, pieces, config.run.batch_size)
+        self.epoch, self.batches = epoch, shares[start:, ranks.rank].reshape(-1, config.run.batch_size)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches:
+            yield [(self.epoch, int(index)) for index in batch]
+
+
+class EvalKeys:
+    """This rank's part of a split, every image once over all ranks, none repeated to fill up."""
+
+    def __init__(self, samples: Samples, batch_size: int, ranks: Ranks):
+        self.mine, self.batch_size = np.arange(ranks.rank, len(samples), ranks.size), batch_size
+
+    def __len__(self):
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first in range(0, len(self.mine), self.batch_size):
+            yield [(0, int(index)) for index in self.mine[first : first + self.batch_size]]
+
+
+def load(samples: Samples, keys, config: Config, cuda: bool) -> Iterator[Batch]:
+    """Read batches ahead in worker processes.
+
+    Parameters
+    ----------
+    samples : Samples
+    keys : TrainKeys or EvalKeys
+    config : Config
+    cuda : bool
+        Whether batches go to a GPU, that is, are put in pinned memory.
+
+    Yields
+    ------
+    Batch
+
+    Raises
+    ------
+    UserError
+        An image cannot be read and ``data.on_bad_image`` is "stop".
+    """
+    loader = DataLoader(
+        samples,
+        batch_sampler=keys,
+        num_workers=config.data.workers,
+        collate_fn=collate,
+        worker_init_fn=leave_signals_to_parent,
+        generator=Generator(),  # its own, so that opening a loader draws nothing from the run's generator
+    )
+    for batch in loader:
+        if batch.images is None:
+            raise unreadable(samples, batch)
+        yield pinned(batch) if cuda else batch
+
+
+def pinned(batch: Batch) -> Batch:
+    """Put a batch into pinned memory, from which copies to a GPU overlap with computing."""
+    return Batch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.asked, batch.used)
+
+
+def unreadable(samples: Samples, batch: Batch) -> UserError:
+    """Name the image that stopped a batch."""
+    for index in dict.fromkeys(batch.used):
+        try:
+            samples.read(index)
+        except UserError as error:
+            more = "and so are those after it" if samples.on_bad_image == "skip" else "or pass --data.on_bad_image skip"
+            return UserError(f"{error}; replace or remove it, {more}")
+    return UserError(f"an image of {samples.source.name(batch.used[0])} ... could not be read, but now can: try again")
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Ignore signals sent to the whole group: the main process finishes its step, and then closes its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class BadImages:
+    """Names and counts the images that were skipped.
+
+    Parameters
+    ----------
+    samples : Samples
+    """
+
+    def __init__(self, samples: Samples):
+        self.samples, self.seen = samples, set()
+
+    def note(self, batch: Batch) -> list[str]:
+        """Take note of a batch and return a line for each unreadable image not met before."""
+        lines = []
+        for asked, used in zip(batch.asked, batch.used, strict=True):
+            skipped = (used - asked) % len(self.samples)
+            for index in ((asked + step) % len(self.samples) for step in range(skipped)):
+                if index not in self.seen:
+                    self.seen.add(index)
+                    name = self.samples.source.name(index)
+                    lines.append(f"skipped unreadable image {name} ({len(self.seen)} so far)")
+        return lines
+
+
+def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Put ``size`` batches at a time together, the pieces of one update."""
+    with closing(batches):
+        while pieces := [batch for _, batch in zip(range(size), batches, strict=False)]:
+            yield pieces

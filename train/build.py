@@ -1,0 +1,129 @@
+"""From a config to the things that are trained: model, optimiser, schedule, loss."""
+
+import random
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+
+from .config import Augment, Config
+from .distributed import Ranks
+from .errors import UserError, one_line
+from .weights import load_initial
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seed all generators; ranks get different streams."""
+    random.seed(f"{seed} {rank}")
+    np.random.seed([seed % 2**32, rank])
+    torch.manual_seed(seed * 10007 + rank)
+
+
+def build_model(config: Config) -> nn.Module:
+    """Create the config's network, with the weights it starts from.
+
+    Parameters
+    ----------
+    config : Config
+
+    Returns
+    -------
+    Module
+        Images (B, 3, H, W) float32 -> logits (B, num_classes).
+
+    Raises
+    ------
+    UserError
+        Unknown name or override, or weights that do not fit.
+    """
+    import fast
+
+    section = config.model
+    drop_path = {} if section.drop_path is None else {"drop_path": section.drop_path}
+    try:
+        model = fast.create_model(section.name, num_classes=section.num_classes, **drop_path, **section.overrides)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model: {one_line(error)}") from error
+    if section.init:
+        load_initial(model, section.init)
+    if section.grad_checkpointing:
+        model.set_grad_checkpointing(True)
+    return model
+
+
+def set_batch_norm(model: nn.Module, mode: str, ranks: Ranks) -> nn.Module:
+    """Let batch norms use each rank's statistics, all ranks' together, or the stored ones."""
+    if mode == "sync" and ranks.size > 1:
+        if ranks.device.type != "cuda":
+            raise UserError("run.batch_norm sync needs GPUs (torch's SyncBatchNorm): pass frozen or local")
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model
+
+
+def set_training(model: nn.Module, batch_norm: str) -> None:
+    """Switch to training mode; frozen batch norms keep using and not changing their stored statistics."""
+    model.train()
+    if batch_norm == "frozen":
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def peak_rate(config: Config) -> tuple[float, str]:
+    """Give the peak learning rate, and the arithmetic that led to it in words."""
+    optim, total = config.optim, config.run.total_batch
+    if optim.lr is not None:
+        return optim.lr, f"learning rate {optim.lr:g} as given"
+    rate = optim.lr_per_512 * total / 512
+    return rate, f"learning rate {optim.lr_per_512:g} x {total} / 512 = {rate:g}"
+
+
+def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Create AdamW by timm: weight decay on matrices and kernels, none on 1-D parameters."""
+    optim = config.optim
+    return create_optimizer_v2(
+        model, opt="adamw", lr=peak_rate(config)[0], weight_decay=optim.weight_decay, betas=optim.betas
+    )
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, config: Config, updates: int):
+    """Create timm's cosine schedule with warm-up, counted in updates.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    config : Config
+    updates : int
+        Updates of an epoch.
+
+    Returns
+    -------
+    CosineLRScheduler
+        Warm-up is linear to the peak, then a whole half cosine leads to ``min_lr`` at the last epoch's end.
+    """
+    schedule = config.schedule
+    warmup = min(schedule.warmup_epochs, schedule.epochs - 1)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=schedule.epochs - warmup,
+        warmup_epochs=warmup,
+        warmup_prefix=True,
+        warmup_lr=schedule.warmup_lr,
+        min_lr=schedule.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=updates,
+    )
+    return scheduler
+
+
+def build_loss(augment: Augment, num_classes: int):
+    """Create mixup (or None where it is off) and the loss that fits its targets."""
+    if augment.mixup or augment.cutmix:
+        mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=augment.label_smoothing, num_classes=num_classes)
+        return mixup, SoftTargetCrossEntropy()
+    return None, LabelSmoothingCrossEntropy(augment.label_smoothing)

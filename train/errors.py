@@ -1,0 +1,82 @@
+"""Errors meant for the person at the keyboard: one line, and an exit code."""
+
+import argparse
+import sys
+
+import torch
+
+INTERRUPTED = 130  # the shell's code for a run ended by Ctrl-C
+
+
+class UserError(ValueError):
+    """Something the user can put right; its message is one line that says what and how."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (Ctrl-C or SIGTERM) and has saved what it needs to go on."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's parser whose complaints are one line, and which takes no abbreviated options.
+
+    Parameters
+    ----------
+    module : str
+        As in ``python -m module``.
+    description, epilog : str
+        Text above and below the options in ``--help``.
+    """
+
+    def __init__(self, module: str, description: str, epilog: str = ""):
+        super().__init__(
+            prog=f"python -m {module}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str):
+        """Raise instead of printing the usage."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def run_command(main, arguments=None) -> int:
+    """Run a command's ``main`` and turn expected failures into one line on stderr.
+
+    Parameters
+    ----------
+    main : callable
+        Takes a list of command-line strings and returns an exit code or None.
+    arguments : list of str, optional
+        Command line without the program's name; default ``sys.argv[1:]``.
+
+    Returns
+    -------
+    int
+        0 when done, 2 after an error of the user's, 130 after Ctrl-C or SIGTERM.
+    """
+    try:
+        return main(sys.argv[1:] if arguments is None else arguments) or 0
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted before the first step: nothing to save", file=sys.stderr)
+        return INTERRUPTED
+    except torch.OutOfMemoryError:
+        print("error: out of GPU memory: lower --run.batch_size (total_batch stays, by accumulation)", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        print(f"error: a loader process died (out of memory?): try a smaller --data.workers; {error}", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def one_line(error) -> str:
+    """Give an exception's message without line breaks, or its class name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

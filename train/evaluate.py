@@ -1,0 +1,85 @@
+"""Print top-1 and top-5 of a checkpoint on the validation images.
+
+python -m train.evaluate --checkpoint outputs/digits_nano/best.pt
+python -m train.evaluate --config imagenet_tiny --official WEIGHTS --data PATH
+"""
+
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from .build import build_model
+from .checkpoint import read_file
+from .config import Config, load_config, override
+from .data import open_samples
+from .distributed import Ranks
+from .errors import Parser, UserError, run_command
+from .evaluation import evaluate
+from .weights import load_strictly, read_official, weights_of
+
+
+def open_trained(checkpoint: str | None, config: str | None, official: str | None, overrides: list[str] = ()):
+    """Make a network with trained weights.
+
+    Parameters
+    ----------
+    checkpoint : str, optional
+        File of train.classify; brings its config.
+    config : str, optional
+        Config's name or YAML file, in the absence of a checkpoint's.
+    official : str, optional
+        Official weights for that config's model.
+    overrides : list of str
+        As ``load_config``'s.
+
+    Returns
+    -------
+    model : Module
+    config : Config
+    """
+    if checkpoint and official:
+        raise UserError("give --checkpoint or --official, not both")
+    if checkpoint:
+        state = read_file(Path(checkpoint))
+        settings = load_config(config, overrides) if config else override(state["config"], overrides)
+        return with_weights(settings, weights_of(state), checkpoint)
+    if not (config and official):
+        raise UserError("name what to evaluate: --checkpoint FILE, or --config NAME with --official FILE")
+    return with_weights(load_config(config, overrides), read_official(official), official)
+
+
+def with_weights(config: Config, weights: dict, path: str) -> tuple[nn.Module, Config]:
+    """Build a config's model and put weights into it."""
+    config.model.init = None
+    model = build_model(config)
+    load_strictly(model, weights, path)
+    return model, config
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command."""
+    parser = Parser("train.evaluate", __doc__, "overrides: as python -m train.classify --help lists them")
+    parser.add_argument("--checkpoint", help="file of train.classify: last.pt or best.pt")
+    parser.add_argument("--official", help="official weights of the config's model")
+    parser.add_argument("--config", help="a config's name or a YAML file; a checkpoint brings its own")
+    options, overrides = parser.parse_known_args(arguments)
+    model, config = open_trained(options.checkpoint, options.config, options.official, overrides)
+    ranks = Ranks(config.run.device)
+    try:
+        result = evaluate(model.to(ranks.device), open_samples(config, "val"), config, ranks)
+    finally:
+        ranks.close()
+    if not result:
+        raise UserError("no validation image could be read")
+    if ranks.first:
+        bad = f", {result['bad_images']} unreadable left out" if result["bad_images"] else ""
+        print(
+            f"top-1 {100 * result['top1']:.2f} %, top-5 {100 * result['top5']:.2f} %, loss {result['loss']:.4f} "
+            f"on {result['images']:,} images{bad}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

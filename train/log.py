@@ -1,0 +1,143 @@
+"""What a run says: a progress bar or sparse lines, ``log.jsonl``, and TensorBoard."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class Log:
+    """Reports of the first rank; the others' are silent.
+
+    Parameters
+    ----------
+    folder : Path
+        Where ``log.jsonl`` and TensorBoard's files go.
+    active : bool
+        False on all ranks but the first.
+    tensorboard : bool
+        Write TensorBoard files if the package is there.
+    update : int
+        Updates done so far; lines of a killed run that lie beyond are dropped.
+    """
+
+    def __init__(self, folder: Path, active: bool, tensorboard: bool, update: int):
+        self.active, self.folder, self.writer, self.bar = active, folder, None, None
+        if not active:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        drop_beyond(folder / "log.jsonl", update)
+        if tensorboard:
+            self.writer = open_tensorboard(folder, update)
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if self.active:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def record(self, kind: str, update: int, **values) -> None:
+        """Append a line to log.jsonl and put its numbers on TensorBoard.
+
+        Parameters
+        ----------
+        kind : str
+            "train", "eval" or "run".
+        update : int
+            Updates done.
+        **values
+            Plain numbers and strings.
+        """
+        if not self.active:
+            return
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "update": update, **values}) + "\n")
+        for name, value in values.items():
+            if self.writer and isinstance(value, float):
+                self.writer.add_scalar(f"{kind}/{name}", value, update)
+
+    def start_epoch(self, epoch: int, epochs: int, updates: int, done: int) -> None:
+        """Show a progress bar over the epoch's updates, on a terminal only."""
+        hidden = not self.active or not sys.stderr.isatty()
+        self.bar = tqdm(total=updates, initial=done, desc=f"epoch {epoch + 1}/{epochs}", disable=hidden, leave=False)
+
+    def advance(self, **values) -> None:
+        """Move the bar by one update."""
+        self.bar.set_postfix(values, refresh=False)
+        self.bar.update()
+
+    def end_epoch(self) -> None:
+        """Take the bar away."""
+        self.bar.close()
+
+    def close(self) -> None:
+        """Finish TensorBoard's file."""
+        if self.writer:
+            self.writer.close()
+
+
+def open_tensorboard(folder: Path, update: int):
+    """Open TensorBoard's writer, or None where the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=update + 1 if update else None)
+
+
+def drop_beyond(path: Path, update: int) -> None:
+    """Cut log lines of updates that a killed run made after its last checkpoint."""
+    if not path.is_file():
+        return
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["update"] <= update:
+                lines.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+class Pace:
+    """Images per second and time left.
+
+    Parameters
+    ----------
+    left : int
+        Updates still to do in the whole run.
+    images : int
+        Images an update.
+    """
+
+    def __init__(self, left: int, images: int):
+        self.left, self.images, self.seconds, self.updates = left, images, 0.0, 0
+        self.mark = time.perf_counter()
+
+    def pause(self) -> None:
+        """Leave out the time until ``resume``, as evaluation's."""
+        self.seconds += time.perf_counter() - self.mark
+
+    def resume(self) -> None:
+        """Go on counting."""
+        self.mark = time.perf_counter()
+
+    def step(self) -> None:
+        """Count an update."""
+        self.updates += 1
+        self.left -= 1
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second since this process began to train."""
+        elapsed = self.seconds + time.perf_counter() - self.mark
+        return self.images * self.updates / elapsed
+
+    @property
+    def time_left(self) -> str:
+        """Hours, minutes and seconds of training left at this pace, evaluation not counted."""
+        if not self.updates:
+            return "?"
+        return tqdm.format_interval(self.left * self.images / self.images_per_second)

@@ -1,0 +1,136 @@
+"""Draw, on a picture, which tokens each stage has kept, and the clusters.
+
+    python -m train.show PICTURE --checkpoint outputs/digits_nano/best.pt --out tokens.png
+    python -m train.show PICTURE --official WEIGHTS --config imagenet_mini
+
+Without a picture: scikit-image's astronaut. Without weights: a new network, whose scores mean nothing yet.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from .build import build_model
+from .config import Config
+from .data import READ_ERRORS
+from .drawing import draw_stages
+from .errors import Parser, UserError, one_line, run_command
+from .evaluate import open_trained
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def open_picture(path: str | None, side: int) -> np.ndarray:
+    """Read any picture as RGB and scale its short side.
+
+    Parameters
+    ----------
+    path : str or None
+        None: scikit-image's astronaut.
+    side : int
+        Short side wanted, pixels.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, 3)
+    """
+    if path is None:
+        from skimage.data import astronaut
+
+        picture = Image.fromarray(astronaut())
+    else:
+        try:
+            with Image.open(path) as file:
+                picture = file.convert("RGB")
+        except READ_ERRORS as error:
+            raise UserError(f"cannot read picture {path}: {one_line(error)}") from error
+    scale = side / min(picture.size)
+    size = tuple(max(32, round(length * scale)) for length in picture.size)
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+def to_input(picture: np.ndarray) -> torch.Tensor:
+    """Normalise a picture (H, W, 3) uint8 to what the network takes, (1, 3, H, W) float32."""
+    image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
+    return (image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+@torch.no_grad()
+def find_tokens(model: nn.Module, picture: np.ndarray) -> list[dict]:
+    """Run the network on one picture and collect what ``draw_stages`` draws.
+
+    Parameters
+    ----------
+    model : Module
+        Of ``fast.create_model``.
+    picture : ndarray of uint8, shape (H, W, 3)
+
+    Returns
+    -------
+    list of dict
+        For each stage: positions (n, 2) int64, strides (n,) int64 in cells, cluster (n,) int64.
+    """
+    from fast.grid_prior import local_stride
+
+    model.eval()
+    _, stages = model.forward_features(to_input(picture), return_stages=True)
+    return [
+        {
+            "positions": stage.positions[0].numpy(),
+            "strides": local_stride(stage.positions)[0].numpy(),
+            "cluster": stage.cluster[0].numpy(),
+        }
+        for stage in stages
+    ]
+
+
+def open_network(options) -> tuple[nn.Module, Config, str]:
+    """Make the network the command line names, with a word on its weights."""
+    if options.checkpoint or options.official:
+        model, config = open_trained(options.checkpoint, options.config, options.official)
+        return model, config, Path(options.checkpoint or options.official).name
+    torch.manual_seed(0)
+    config = Config()
+    config.model.name = options.model
+    return build_model(config), config, "untrained weights: scores mean nothing yet"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command."""
+    parser = Parser("train.show", __doc__)
+    parser.add_argument("picture", nargs="?", help="any picture file; default: scikit-image's astronaut")
+    parser.add_argument("--checkpoint", help="file of train.classify")
+    parser.add_argument("--official", help="official weights, with --config")
+    parser.add_argument("--config", help="config of the official weights")
+    parser.add_argument("--model", default="aff_mini", help="a new network of this name, if no weights are given")
+    parser.add_argument("--size", type=int, help="short side in pixels; default: the config's")
+    parser.add_argument("--out", default="tokens.png", help="picture to write")
+    options = parser.parse_args(arguments)
+    model, config, weights = open_network(options)
+    picture = open_picture(options.picture, options.size or config.data.size)
+    try:
+        stages = find_tokens(model, picture)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+    name, (height, width, _) = Path(options.picture or "astronaut").name, picture.shape
+    title = f"{config.model.name} ({weights}) on {name}, {width} x {height}"
+    save_figure(draw_stages(picture, stages, title), Path(options.out))
+    print(f"wrote {options.out}: tokens per stage {', '.join(str(len(stage['positions'])) for stage in stages)}")
+    return 0
+
+
+def save_figure(figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {path}: {one_line(error)}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
