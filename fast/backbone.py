@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import AttentionBlock
-from .grid_prior import grid_prior, local_stride, reserved_tokens
+from .curves import CURVES
+from .grid_prior import METRICS, grid_prior, local_stride, reserved_tokens
 from .merging import Merging
 from .neighborhoods import gather_rows, nearest_tokens, stage_geometry
 from .patch_embedding import PatchEmbedding, grid_positions, prepare_image
@@ -37,15 +38,26 @@ class Config:
 
     def __post_init__(self):
         for name in ("depths", "dims", "heads", "neighborhood"):
-            value = tuple(getattr(self, name))
-            if len(value) != STAGES or any(v < 1 for v in value):
-                raise ValueError(f"{name} must hold {STAGES} positive numbers, one a stage, not {value}")
-            object.__setattr__(self, name, value)
+            value = getattr(self, name)
+            whole = isinstance(value, tuple | list) and all(isinstance(v, int) and v >= 1 for v in value)
+            if not whole or len(value) != STAGES:
+                raise ValueError(f"{name} must hold {STAGES} positive whole numbers, one a stage, not {value!r}")
+            object.__setattr__(self, name, tuple(value))
         for dim, heads in zip(self.dims, self.heads, strict=True):
             if dim % heads:
                 raise ValueError(f"dims {self.dims} must be multiples of heads {self.heads}")
-        if not 0 < self.rate <= 1:
-            raise ValueError(f"rate must be in (0, 1], not {self.rate}")
+        for name, known in (("curve", CURVES), ("stride_metric", METRICS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        limits = {
+            "rate": (0 < self.rate <= 1, "in (0, 1]"),
+            "drop_path": (0 <= self.drop_path < 1, "in [0, 1)"),
+            "cluster_size": (self.cluster_size >= 1, "at least 1"),
+            "num_classes": (self.num_classes >= 0, "at least 0"),
+        }
+        for name, (holds, what) in limits.items():
+            if not holds:
+                raise ValueError(f"{name} must be {what}, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -104,15 +116,14 @@ class Stage(nn.Module):
                 features = checkpoint(block, features, geometry, use_reentrant=False)
             else:
                 features = block(features, geometry)
+        order, cluster = (column.expand(len(positions), -1) for column in (geometry.order, geometry.cluster))
         if keep is None:
-            return StageTokens(positions, features, geometry.order, geometry.cluster)
+            return StageTokens(positions, features, order, cluster)
         scores = self.importance(features)
         kept = self.select_tokens(positions, scores, keep)
         merged = self.merging(features, scores, kept, geometry)
         merged_positions = gather_rows(positions, kept)
-        return StageTokens(
-            positions, features, geometry.order, geometry.cluster, scores, kept, merged_positions, merged
-        )
+        return StageTokens(positions, features, order, cluster, scores, kept, merged_positions, merged)
 
     def select_tokens(self, positions, scores, keep):
         """Indices (B, K) of the tokens that stay, in raster order."""

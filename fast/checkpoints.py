@@ -2,6 +2,8 @@
 
 import pickle
 import re
+import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +48,14 @@ def load(path):
     -------
     dict
         What the file holds, on the CPU: tensors and plain containers. A pickled configuration (as the official
-        classification files carry) comes back as a plain dict.
+        classification files carry) comes back as an ordered dict.
 
     Raises
     ------
     FileNotFoundError
         No such file.
     CheckpointError
-        A file that is truncated or corrupted, or that would run code to be read.
+        A file that is truncated or corrupted, that would run code to be read, or that holds no dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,10 +63,11 @@ def load(path):
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     try:
-        with torch.serialization.safe_globals(_plain_types()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_plain_types()):
+            warnings.simplefilter("ignore")  # of torch, on unusual pickle protocols: what it cannot read, it refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        refused = re.search(r"(?:GLOBAL|Unsupported global:|Unsupported class|function) ([\w.]+)", str(error))
+        refused = re.search(r"(?:GLOBAL|Unsupported class|function) ([\w.]+)", str(error))
         if refused:
             message = (
                 f"{path} was refused: reading it would run {refused[1]}; only tensors and plain containers are read"
@@ -72,13 +75,12 @@ def load(path):
         else:
             message = f"{path} is not a checkpoint, or is corrupted ({str(error).splitlines()[0][:80]})"
         raise CheckpointError(message) from None
-    except (RuntimeError, EOFError, OSError, KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+    except Exception as error:  # bytes at random raise nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
         raise CheckpointError(f"{path} is truncated or corrupted ({reason})") from None
-
-
-class _PlainConfig(dict):
-    """Stands in for a pickled configuration class: a dict, with no code of its own."""
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of weights")
+    return content
 
 
 def _plain_types():
@@ -88,7 +90,7 @@ def _plain_types():
     functions = [
         (f, f"numpy.{m}.multiarray.{f.__name__}") for f in (core.scalar, core._reconstruct) for m in ("core", "_core")
     ]
-    return [(_PlainConfig, "yacs.config.CfgNode"), *numpy_types, *functions]
+    return [(OrderedDict, "yacs.config.CfgNode"), *numpy_types, *functions]
 
 
 def _load_safetensors(path):
@@ -122,8 +124,12 @@ def from_official(state_dict):
         Missing, unknown or misshapen keys: all of them are listed, by their official names.
     """
     state_dict = state_dict["model"] if isinstance(state_dict.get("model"), dict) else state_dict
-    renamed = {our_name(name): value for name, value in state_dict.items()}
-    _check_complete(renamed, official_name)
+    given = {}  # our name: the one in the file
+    for name in state_dict:
+        given.setdefault(our_name(name), name)
+    doubled = [name for name in state_dict if given[our_name(name)] != name]
+    renamed = {ours: state_dict[name] for ours, name in given.items()}
+    _check_complete(renamed, lambda name: given.get(name) or official_name(name), doubled)
     return renamed
 
 
@@ -169,11 +175,11 @@ def config_from(state_dict):
     CheckpointError
         Names or shapes that leave the model unknown.
     """
-    shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
+    shapes = {name: _shape(value) for name, value in state_dict.items()}
 
     def first(pattern):
         found = [shapes[name] for name in sorted(shapes) if re.fullmatch(pattern, name)]
-        if not found:
+        if not found or not found[0]:
             raise CheckpointError(f"not the weights of an AutoFocusFormer: no key is like {pattern}")
         return found[0]
 
@@ -193,19 +199,27 @@ def config_from(state_dict):
     return config, features_only
 
 
-def _check_complete(state_dict, shown_name):
-    """Compare names and shapes with those of the model that they describe; list all that is wrong."""
+def _check_complete(state_dict, shown_name, doubled=()):
+    """Compare names and shapes with those of the model that they describe; list all that is wrong.
+
+    ``doubled`` are further names, in the words of the file, that mean a weight already there.
+    """
     config, features_only = config_from(state_dict)
     with torch.device("meta"):
         expected = AutoFocusFormer(config, features_only).state_dict()
     missing = [shown_name(name) for name in expected if name not in state_dict]
-    unknown = [shown_name(name) for name in state_dict if name not in expected]
+    unknown = [shown_name(name) for name in state_dict if name not in expected] + list(doubled)
     misshapen = [
-        f"{shown_name(name)} is {tuple(value.shape)}, not {tuple(expected[name].shape)}"
+        f"{shown_name(name)} is {_shape(value)}, not {_shape(expected[name])}"
         for name, value in state_dict.items()
-        if name in expected and value.shape != expected[name].shape
+        if name in expected and _shape(value) != _shape(expected[name])
     ]
     found = [("missing", missing), ("unknown", unknown), ("misshapen", misshapen)]
     problems = "; ".join(f"{what}: {', '.join(names)}" for what, names in found if names)
     if problems:
         raise CheckpointError(f"the checkpoint does not fit: {problems}")
+
+
+def _shape(value):
+    """Shape of a tensor or array as a tuple; () for anything else."""
+    return tuple(getattr(value, "shape", ()))

@@ -48,7 +48,8 @@ class Merging(nn.Module):
         if geometry.valid is not None:
             valid = gather_rows(geometry.valid.expand(batch, -1, -1), kept)
             slots = slots.masked_fill(~valid[..., None], 0)
-        return self.linear(self.norm(merge_neighborhoods(features, scores, neighbors, slots)))
+        merged = merge_neighborhoods(features, scores, neighbors, slots)
+        return self.linear(self.norm(merged.to(self.norm.weight.dtype)))  # in low precision, scores are still float32
 
     def slot_weights(self, relative):
         """W of Eq. 4, from relative positions (B, K, M, 5), in at least float32 also under autocast."""

@@ -1,0 +1,36 @@
+"""Settings of every test: deterministic, one thread, full precision; and the parity table at the end of the run."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+from parity_tests.compare import TABLE
+
+torch.set_num_threads(1)
+torch.set_float32_matmul_precision("highest")
+settings.register_profile("parity", derandomize=True, deadline=None, max_examples=40, database=None)
+settings.load_profile("parity")
+
+
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request):
+    """Every device there is."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def fresh_memory_is_nan(monkeypatch):
+    """Fill memory that no operation has written yet with NaN (integers: their largest), so that nobody relies on it."""
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+        torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what was compared."""
+    if TABLE.rows:
+        terminalreporter.section("parity of fast with reference")
+        for line in TABLE.lines():
+            terminalreporter.write_line(line)
