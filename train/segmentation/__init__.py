@@ -1,0 +1,1 @@
+"""Segmentation: data, training and judging of the segmenters."""

@@ -1,0 +1,80 @@
+"""COCO's outlines and run lengths made into masks, after seeing that they are whole.
+
+pycocotools trusts what it is given: a coordinate that is not finite takes all memory, and run lengths that do not add
+up to the picture leave pixels undefined. So both are checked first.
+"""
+
+import math
+
+import numpy as np
+from pycocotools import mask as coco
+
+
+def to_mask(segmentation, height: int, width: int) -> np.ndarray:
+    """Draw one annotation.
+
+    Parameters
+    ----------
+    segmentation : list of list of float, or dict
+        Polygons x0, y0, x1, y1, ..., or run lengths ``{"size": [h, w], "counts": list, str or bytes}``.
+    height, width : int
+        Of the picture, pixels.
+
+    Returns
+    -------
+    ndarray of bool, shape (height, width)
+
+    Raises
+    ------
+    ValueError
+        It is broken; the message says how.
+    """
+    if isinstance(segmentation, dict):
+        return decode(segmentation, height, width)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError("its segmentation holds no polygon")
+    for polygon in segmentation:
+        check_polygon(polygon, height, width)
+    return decode(coco.merge(coco.frPyObjects(segmentation, height, width)), height, width)
+
+
+def check_polygon(polygon, height: int, width: int) -> None:
+    """Refuse a polygon without three points, with half a point, or with one far outside the picture."""
+    if not isinstance(polygon, list) or not all(isinstance(value, int | float) for value in polygon):
+        raise ValueError("its polygon is no list of numbers")
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"its polygon has {len(polygon)} numbers, not x and y of three points or more")
+    for place, value in enumerate(polygon):
+        side = (width, height)[place % 2]
+        if not math.isfinite(value) or not -side <= value <= 2 * side:
+            raise ValueError(f"its polygon has a point at {value}, far outside the picture of {width} x {height}")
+
+
+def decode(segmentation: dict, height: int, width: int) -> np.ndarray:
+    """Draw run lengths, which go down the columns and start with a run of False."""
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if size != [height, width]:
+        raise ValueError(f"its run lengths are for height and width {size}, the picture's are {[height, width]}")
+    if isinstance(counts, str | bytes):
+        counts = unpack(counts.encode() if isinstance(counts, str) else counts)
+    if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
+        raise ValueError("its run lengths are no list of whole numbers")
+    if sum(counts) != height * width:
+        raise ValueError(f"its run lengths add up to {sum(counts)} pixels, not {height * width}")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+
+
+def unpack(text: bytes) -> list[int]:
+    """Undo COCO's packing: five bits a character, the sixth for "goes on"; from the fourth run on, differences."""
+    runs, value, shift = [], 0, 0
+    for character in text:
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs
