@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .deformable import DeformableAttention, lookup_table
 from .interpolation import shepard
-from .neighborhoods import gather_rows
 from .pointconv import PointConv
 
 LEVELS = 3
@@ -33,25 +32,25 @@ class HeadConfig:
     sine_max: str = "image"  # or "batch": what the sine code's positions are divided by
 
 
-def sine_embedding(positions, channels, largest=None):
-    """Code positions (B, n, 2) as sines and cosines -> (B, n, D) float32.
+def sine_embedding(positions, channels, largest=None, dtype=torch.float32):
+    """Code positions (B, n, 2) as sines and cosines -> (B, n, D) of ``dtype``.
 
     For x, then for y: D/4 sines, then D/4 cosines, of 2 pi x / (largest + 1e-6) / 10000^(2 j / (D/2)), j = 0, 1, ...
     ``largest`` (B or 1, 2) is what x and y are divided by; by default the largest of each image's own positions.
     """
     largest = positions.amax(dim=1) if largest is None else largest
-    angle = positions.float() / (largest[:, None] + 1e-6) * (2 * torch.pi)
-    exponent = 2 * torch.arange(channels // 4, device=positions.device) / (channels // 2)
+    angle = positions.to(dtype) / (largest[:, None].to(dtype) + 1e-6) * (2 * torch.pi)
+    exponent = 2 * torch.arange(channels // 4, device=positions.device, dtype=dtype) / (channels // 2)
     parts = angle[..., None] / 10000.0**exponent  # (B, n, 2, D/4)
     return torch.cat([parts.sin(), parts.cos()], dim=-1).flatten(2)
 
 
-def level_codes(positions, channels, sine_max):
-    """Sine codes of several levels' positions, each divided by its own largest x and y, of each image or of the batch."""
+def level_codes(positions, channels, sine_max, dtype):
+    """Sine codes of the levels' positions, divided by the level's largest x and y, of each image or of the batch."""
     largest = [p.amax(dim=1) for p in positions]
     if sine_max == "batch":
         largest = [top.amax(dim=0, keepdim=True) for top in largest]
-    return [sine_embedding(p, channels, top) for p, top in zip(positions, largest, strict=True)]
+    return [sine_embedding(p, channels, top, dtype) for p, top in zip(positions, largest, strict=True)]
 
 
 class EncoderLayer(nn.Module):
@@ -77,10 +76,10 @@ class PixelDecoder(nn.Module):
     def __init__(self, config, dims):
         super().__init__()
         self.config, dim = config, config.hidden_dim
-        self.projections = nn.ModuleList(_projection(c, dim) for c in reversed(dims[1:]))
+        self.projections = nn.ModuleList(projection(c, dim) for c in reversed(dims[1:]))
         self.level_embedding = nn.Parameter(torch.randn(LEVELS, dim))
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
-        self.adapter = _projection(dims[0], dim)
+        self.adapter = projection(dims[0], dim)
         self.pointconv = PointConv(dim, dim)
         self.pointconv_norm = nn.LayerNorm(dim)
         self.mask_features = nn.Linear(dim, dim)
@@ -103,8 +102,8 @@ class PixelDecoder(nn.Module):
         sizes = [p.shape[1] for p in deep]
         tables = [lookup_table(p, canvas) for p in deep]
         source = torch.cat([net(f) for net, f in zip(self.projections, features[:0:-1], strict=True)], dim=1)
-        codes = level_codes(deep, self.config.hidden_dim, self.config.sine_max)
-        code = torch.cat([c.to(source) + e for c, e in zip(codes, self.level_embedding, strict=True)], dim=1)
+        codes = level_codes(deep, self.config.hidden_dim, self.config.sine_max, source.dtype)
+        code = torch.cat([c + e for c, e in zip(codes, self.level_embedding, strict=True)], dim=1)
         where = torch.cat(deep, dim=1)
         for layer in self.encoder:
             source = layer(source, code, where, sizes, canvas, tables)
@@ -114,18 +113,18 @@ class PixelDecoder(nn.Module):
         return self.mask_features(self.pointconv_norm(y).relu()), levels
 
 
-def _projection(channels, dim):
+def projection(channels, dim):
+    """Linear, then layer norm: the backbone's channels to the head's."""
     return nn.Sequential(nn.Linear(channels, dim), nn.LayerNorm(dim))
 
 
-def blocked_tokens(mask_logits, cells, canvas):
-    """Which tokens of a level each query must not see (the attention mask of Mask2Former, on tokens).
+def blocked_by(mask_logits):
+    """Which tokens each query must not see: (B, q, n) mask logits at the tokens -> (B, q, n) bool (masked attention).
 
-    mask_logits (B, q, h w) in raster order, cells (B, n, 2) -> (B, q, n) bool: True where the query's mask is more likely
-    absent than present, except for a query that would see nothing: that sees all.
+    True where the query's mask is more likely absent than present, except for a query that would see nothing: that sees
+    all. No gradient passes.
     """
-    index = (cells[..., 1] * canvas[1] + cells[..., 0])[:, None].expand(-1, mask_logits.shape[1], -1)
-    blocked = mask_logits.detach().gather(2, index) < 0  # sigmoid < 1/2
+    blocked = mask_logits.detach() < 0  # sigmoid < 1/2
     return blocked & ~blocked.all(dim=2, keepdim=True)
 
 
@@ -142,7 +141,7 @@ class DecoderLayer(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, config.decoder_ffn), nn.Linear(config.decoder_ffn, dim)
 
     def forward(self, out, memory, code, blocked, seat):
-        """out (B, q, D), memory and its code (B, n, D), blocked (B, q, n), the queries' own code (q, D) -> (B, q, D)."""
+        """out (B, q, D), memory and its code (B, n, D), blocked (B, q, n), the queries' code (q, D) -> (B, q, D)."""
         mask = blocked.repeat_interleave(self.heads, dim=0)
         update = self.cross_attention(out + seat, memory + code, memory, attn_mask=mask, need_weights=False)[0]
         out = self.cross_norm(out + update)
@@ -165,24 +164,36 @@ class QueryDecoder(nn.Module):
         self.mask_head = nn.ModuleList(nn.Linear(dim, dim) for _ in range(3))
 
     def predict(self, out, mask_features):
-        """Classes and masks of the queries: out (B, q, D) -> (B, q, classes + 1), (B, q, tokens of the mask features)."""
+        """Classes and masks of queries (B, q, D) and tokens (B, t, D): -> (B, q, classes + 1), (B, q, t)."""
         y = self.norm(out)
         x = self.mask_head[2](self.mask_head[1](self.mask_head[0](y).relu()).relu())
         return self.class_head(y), x @ mask_features.transpose(1, 2)
 
-    def forward(self, mask_features, levels, level_positions, canvas):
-        """Mask features (B, h w, D), levels (B, n, D) and their positions -> list of (classes, mask logits (B, q, h w)).
+    def forward(self, mask_features, levels, level_positions, at=None):
+        """Make a prediction from the learnt queries and one after every layer.
 
-        The first is the prediction of the learnt queries, then one follows after every layer.
+        Parameters
+        ----------
+        mask_features : (B, t, D) tensor
+            On the tokens that masks are predicted for.
+        levels, level_positions : lists of (B, n, D) and (B, n, 2) tensors
+        at : list of (B, n) int64 tensors, optional
+            Where each level's tokens are among those t; by default they are the same tokens.
+
+        Returns
+        -------
+        list of (classes (B, q, classes + 1), mask logits (B, q, t))
         """
-        codes = level_codes(level_positions, self.config.hidden_dim, self.config.sine_max)
+        codes = level_codes(level_positions, self.config.hidden_dim, self.config.sine_max, levels[0].dtype)
         out = self.query_features.weight.expand(len(mask_features), -1, -1)
         predictions = [self.predict(out, mask_features)]
         for i, layer in enumerate(self.layers):
             level = i % len(levels)
             memory = levels[level] + self.level_embedding.weight[level]
-            blocked = blocked_tokens(predictions[-1][1], level_positions[level], canvas)
-            out = layer(out, memory, codes[level].to(memory.dtype), blocked, self.query_positions.weight)
+            masks = predictions[-1][1]
+            if at is not None:
+                masks = masks.gather(2, at[level][:, None].expand(-1, masks.shape[1], -1))
+            out = layer(out, memory, codes[level], blocked_by(masks), self.query_positions.weight)
             predictions.append(self.predict(out, mask_features))
         return predictions
 
@@ -210,8 +221,9 @@ class Mask2Former(nn.Module):
         """Images (B, 3, H, W), as the backbone takes them -> SegmenterOutput."""
         token_sets = self.backbone(images)
         mask_features, levels = self.pixel_decoder(token_sets)
-        canvas = token_sets[0].canvas
-        predictions = self.decoder(mask_features, levels, [t.positions for t in token_sets[:0:-1]], canvas)
+        canvas, positions = token_sets[0].canvas, [t.positions for t in token_sets[:0:-1]]
+        at = [p[..., 1] * canvas[1] + p[..., 0] for p in positions]  # the finest tokens are all cells, in raster order
+        predictions = self.decoder(mask_features, levels, positions, at)
         return output(predictions, canvas)
 
 

@@ -54,8 +54,8 @@ def nearest_tokens(queries, positions, nearest, canvas=None):
     nearest : int
         k; all n tokens if it is more than n.
     canvas : (h, w), optional
-        If queries and positions are cells of it, only the surroundings of each query are searched, ring by ring, instead
-        of all tokens; the result is the same.
+        If queries and positions are cells of it, only the surroundings of each query are searched, ring by ring,
+        instead of all tokens; the result is the same.
 
     Returns
     -------

@@ -30,7 +30,7 @@ def nearest_by_table(locations, table, canvas):
 
 
 def nearest_exact(locations, positions):
-    """Find the tokens that really are nearest to each location: (..., 2) and (n, 2) -> (..., 4), ties in raster order."""
+    """Find the tokens that really are nearest to each location: (..., 2), (n, 2) -> (..., 4), ties in raster order."""
     found = nearest_tokens(locations.reshape(-1, 2), positions, NEAREST)
     return found.reshape(*locations.shape[:-1], -1)
 

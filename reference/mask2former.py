@@ -1,7 +1,7 @@
 """Point-based Mask2Former: a pixel decoder and a query decoder on tokens (paper sec. 4.1; Cheng et al., Mask2Former).
 
-Levels 0, 1, 2 are the backbone's token sets res5, res4, res3, everywhere. Weights are named as ``fast``'s segmenter names
-them: ``pixel_decoder.*`` and ``decoder.*``.
+Levels 0, 1, 2 are the backbone's token sets res5, res4, res3, everywhere. Weights are named as ``fast``'s segmenter
+names them: ``pixel_decoder.*`` and ``decoder.*``.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def sine_embedding(positions, channels, largest=None):
     Returns
     -------
     (n, D) float64 array
-        For x, then for y: D/4 sines, then D/4 cosines, of 2 pi x / (largest + 1e-6) / 10000^(2 j / (D/2)), j = 0, 1, ...
+        For x, then for y: D/4 sines, then D/4 cosines, of 2 pi x / (largest + 1e-6) / 10000^(2 j / (D/2)), j = 0, 1 ..
     """
     largest = positions.max(axis=0) if largest is None else largest
     angle = positions / (largest + 1e-6) * 2 * np.pi
@@ -147,13 +147,13 @@ def multihead_attention(query, key, value, weights, heads, blocked=None):
     return linear(np.einsum("hqn,nhd->qhd", weight, v).reshape(len(query), -1), subset(weights, "out_proj"))
 
 
-def blocked_tokens(mask_logits, cells, canvas):
-    """Which tokens of a level each query must not see (the attention mask of Mask2Former, on tokens).
+def blocked_by(mask_logits):
+    """Which tokens each query must not see: (q, n) mask logits at the tokens -> (q, n) bool (masked attention).
 
-    mask_logits (q, h w) in raster order, cells (n, 2) -> (q, n) bool: True where the query's mask is more likely absent than
-    present, except for a query that would see nothing: that sees all.
+    True where the query's mask is more likely absent than present, except for a query that would see nothing: that sees
+    all.
     """
-    blocked = mask_logits[:, cells[:, 1] * canvas[1] + cells[:, 0]] < 0  # sigmoid < 1/2
+    blocked = mask_logits < 0  # sigmoid < 1/2
     return blocked & ~blocked.all(axis=1, keepdims=True)
 
 
@@ -187,7 +187,8 @@ def query_decoder(mask_features, levels, level_positions, canvas, weights, confi
     level_positions : list of (n, 2) int64 arrays
     canvas : (h, w)
     weights : dict
-        ``query_features``, ``query_positions``, ``level_embedding``, ``layers.<i>``, ``norm``, ``class_head``, ``mask_head``.
+        ``query_features``, ``query_positions``, ``level_embedding``, ``layers.<i>``, ``norm``, ``class_head``,
+        ``mask_head``.
     config : HeadConfig
     largest : list of (2,) arrays, optional
 
@@ -202,7 +203,8 @@ def query_decoder(mask_features, levels, level_positions, canvas, weights, confi
     for i in range(config.decoder_layers):
         level = i % len(levels)
         memory = levels[level] + weights["level_embedding.weight"][level]
-        blocked = blocked_tokens(predictions[-1][1], level_positions[level], canvas)
+        cells = level_positions[level]  # among the finest tokens, which hold every cell in raster order
+        blocked = blocked_by(predictions[-1][1][:, cells[:, 1] * canvas[1] + cells[:, 0]])
         layer = {**subset(weights, f"layers.{i}"), "query_positions": weights["query_positions.weight"]}
         out = decoder_layer(out, memory, codes[level], blocked, layer, config.heads)
         predictions.append(predict(out, mask_features, weights))
