@@ -56,6 +56,7 @@ class DeformableAttention(nn.Module):
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
         self.shepard_power = nn.Parameter(torch.full((1,), HALF_POWER))  # half the power
+        self.reset_parameters()
 
     def reset_parameters(self):
         """Start with offsets in as many directions as heads, 1 to ``points`` cells away, and equal attention."""

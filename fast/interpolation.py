@@ -47,5 +47,6 @@ def shepard(points, positions, features, nearest, half_power=HALF_POWER):
     -------
     (B, q, C) tensor
     """
-    weights = shepard_weights(points, gather_rows(positions, nearest), half_power).to(features.dtype)
+    wide = torch.promote_types(features.dtype, torch.float32)
+    weights = shepard_weights(points.to(wide), gather_rows(positions, nearest), half_power).to(features.dtype)
     return (weights[:, :, None] @ gather_rows(features, nearest)).squeeze(2)

@@ -70,6 +70,13 @@ class EncoderLayer(nn.Module):
         return self.norm2(source + self.fc2(self.fc1(source).relu()))
 
 
+def init_matrices(module):
+    """Fill all weight matrices with Glorot's uniform numbers, as Mask2Former does."""
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
 class PixelDecoder(nn.Module):
     """Exchange features between the levels, then make mask features on the finest tokens."""
 
@@ -83,6 +90,9 @@ class PixelDecoder(nn.Module):
         self.pointconv = PointConv(dim, dim)
         self.pointconv_norm = nn.LayerNorm(dim)
         self.mask_features = nn.Linear(dim, dim)
+        init_matrices(self)
+        for layer in self.encoder:
+            layer.attention.reset_parameters()
 
     def forward(self, token_sets):
         """Four TokenSets -> mask features (B, h w, D) in raster order, list of three levels' tokens (B, n, D).
@@ -159,6 +169,7 @@ class QueryDecoder(nn.Module):
         self.query_positions = nn.Embedding(config.num_queries, dim)
         self.level_embedding = nn.Embedding(levels, dim)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        init_matrices(self.layers)
         self.norm = nn.LayerNorm(dim)
         self.class_head = nn.Linear(dim, config.num_classes + 1)  # the last class is "no object"
         self.mask_head = nn.ModuleList(nn.Linear(dim, dim) for _ in range(3))
