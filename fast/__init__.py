@@ -9,15 +9,19 @@ It needs torch and numpy alone, and can be copied into another project as it is.
 
 from . import checkpoints
 from .backbone import AutoFocusFormer, Config, StageTokens, TokenSet
-from .models import create_model, list_models, model_config
+from .mask2former import HeadConfig, SegmenterOutput
+from .models import create_model, create_segmenter, list_models, model_config
 
 __all__ = [
     "AutoFocusFormer",
     "Config",
+    "HeadConfig",
+    "SegmenterOutput",
     "StageTokens",
     "TokenSet",
     "checkpoints",
     "create_model",
+    "create_segmenter",
     "list_models",
     "model_config",
 ]

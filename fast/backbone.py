@@ -241,11 +241,13 @@ class AutoFocusFormer(nn.Module):
         """Images (B, 3, H, W) -> logits (B, num_classes), or a list of four TokenSets if ``features_only``."""
         if not self.features_only:
             return self.forward_head(self.forward_features(images))
+        return self.run_token_sets(images)[1]
+
+    def run_token_sets(self, images):
+        """Feature extractor only: the four StageTokens, and the four TokenSets made of them by a layer norm each."""
         stages, canvas = self.run_stages(images)
-        return [
-            TokenSet(stage.positions, norm(stage.features), canvas)
-            for stage, norm in zip(stages, self.norms, strict=True)
-        ]
+        pairs = zip(stages, self.norms, strict=True)
+        return stages, [TokenSet(stage.positions, norm(stage.features), canvas) for stage, norm in pairs]
 
 
 def _drop_paths(config):

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from .backbone import STAGES, AutoFocusFormer, Config
+from .mask2former import LEVELS, HeadConfig, Mask2Former
 
 # Official names and ours, at the start of a name and inside it. The order of a tensor's elements never changes.
+# Of the backbone:
 _STARTS = [
     ("patch_embed.proj", "patch_embedding.conv"),
     ("patch_embed.bn.", "patch_embedding.batch_norm."),
@@ -30,6 +32,46 @@ _PARTS = [
     (".downsample.", ".merging."),
     (".prob_net.", ".importance."),
 ]
+# Of the Mask2Former head:
+_PIXELS, _QUERIES, _MOST_LAYERS = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.", 64
+_HEAD_STARTS = [
+    (f"{_PIXELS}input_proj.", "pixel_decoder.projections."),
+    (f"{_PIXELS}transformer.level_embed", "pixel_decoder.level_embedding"),
+    (f"{_PIXELS}transformer.encoder.layers.", "pixel_decoder.encoder."),
+    (f"{_PIXELS}adapter_1.", "pixel_decoder.adapter."),
+    (f"{_PIXELS}layer_1.0.", "pixel_decoder.pointconv."),
+    (f"{_PIXELS}layer_1.1.", "pixel_decoder.pointconv_norm."),
+    (f"{_PIXELS}mask_features.", "pixel_decoder.mask_features."),
+    (f"{_QUERIES}decoder_norm.", "decoder.norm."),
+    (f"{_QUERIES}query_feat.", "decoder.query_features."),
+    (f"{_QUERIES}query_embed.", "decoder.query_positions."),
+    (f"{_QUERIES}level_embed.", "decoder.level_embedding."),
+    (f"{_QUERIES}class_embed.", "decoder.class_head."),
+    (f"{_QUERIES}mask_embed.layers.", "decoder.mask_head."),
+    *(
+        (f"{_QUERIES}transformer_{official.format(i)}", f"decoder.layers.{i}.{ours}")
+        for i in range(_MOST_LAYERS)
+        for official, ours in [
+            ("cross_attention_layers.{}.multihead_attn.", "cross_attention."),
+            ("cross_attention_layers.{}.norm.", "cross_norm."),
+            ("self_attention_layers.{}.self_attn.", "self_attention."),
+            ("self_attention_layers.{}.norm.", "self_norm."),
+            ("ffn_layers.{}.linear1.", "fc1."),
+            ("ffn_layers.{}.linear2.", "fc2."),
+            ("ffn_layers.{}.norm.", "ffn_norm."),
+        ]
+    ),
+]
+_HEAD_PARTS = [  # inside pixel_decoder.encoder
+    (".self_attn.value_proj.", ".attention.value."),
+    (".self_attn.output_proj.", ".attention.output."),
+    (".self_attn.sampling_offsets.", ".attention.sampling_offsets."),
+    (".self_attn.attention_weights.", ".attention.attention_weights."),
+    (".self_attn.shepard_power", ".attention.shepard_power"),
+    (".linear1.", ".fc1."),
+    (".linear2.", ".fc2."),
+]
+_BACKBONE = "backbone."
 
 
 class CheckpointError(ValueError):
@@ -106,7 +148,7 @@ def _load_safetensors(path):
 
 
 def from_official(state_dict):
-    """Rename an official classification or backbone state dict to this project's names.
+    """Rename an official state dict, of a classifier, a backbone or a whole segmenter, to this project's names.
 
     Parameters
     ----------
@@ -141,12 +183,26 @@ def to_official(state_dict):
 
 def our_name(official):
     """Translate one official name to ours."""
+    if official.startswith(_BACKBONE):
+        return _BACKBONE + _translate(official[len(_BACKBONE) :], _STARTS, _PARTS)
+    if official.startswith((_PIXELS, _QUERIES)):
+        name = _translate(official, _HEAD_STARTS, [])
+        return _translate(name, [], _HEAD_PARTS) if name.startswith("pixel_decoder.encoder.") else name
     return _translate(official, _STARTS, _PARTS)
 
 
 def official_name(ours):
     """Translate one of our names to the official one."""
-    return _translate(ours, [pair[::-1] for pair in _STARTS], [pair[::-1] for pair in _PARTS])
+    starts, parts, head_starts, head_parts = (
+        [pair[::-1] for pair in table] for table in (_STARTS, _PARTS, _HEAD_STARTS, _HEAD_PARTS)
+    )
+    if ours.startswith(_BACKBONE):
+        return _BACKBONE + _translate(ours[len(_BACKBONE) :], starts, parts)
+    if ours.startswith("pixel_decoder.encoder."):
+        return _translate(_translate(ours, [], head_parts), head_starts, [])
+    if ours.startswith(("pixel_decoder.", "decoder.")):
+        return _translate(ours, head_starts, [])
+    return _translate(ours, starts, parts)
 
 
 def _translate(name, starts, parts):
@@ -199,14 +255,41 @@ def config_from(state_dict):
     return config, features_only
 
 
+def head_config_from(state_dict):
+    """Work out the HeadConfig of a Mask2Former state dict of this project; points, lookup, sine_max: the defaults."""
+    shapes = {name: _shape(value) for name, value in state_dict.items()}
+    try:
+        queries, hidden = shapes["decoder.query_features.weight"]
+        return HeadConfig(
+            num_classes=shapes["decoder.class_head.weight"][0] - 1,
+            hidden_dim=hidden,
+            num_queries=queries,
+            heads=shapes["pixel_decoder.encoder.0.attention.attention_weights.weight"][0]
+            // (LEVELS * HeadConfig.points),
+            encoder_layers=1 + max(int(n.split(".")[2]) for n in shapes if n.startswith("pixel_decoder.encoder.")),
+            decoder_layers=1 + max(int(n.split(".")[2]) for n in shapes if n.startswith("decoder.layers.")),
+            encoder_ffn=shapes["pixel_decoder.encoder.0.fc1.weight"][0],
+            decoder_ffn=shapes["decoder.layers.0.fc1.weight"][0],
+        )
+    except KeyError as error:
+        raise CheckpointError(f"not the weights of a Mask2Former: {official_name(error.args[0])} is missing") from None
+
+
+def expected_model(state_dict):
+    """Make, without memory for its weights, the model that a state dict of this project describes."""
+    backbone = {n[len(_BACKBONE) :]: v for n, v in state_dict.items() if n.startswith(_BACKBONE)}
+    config, features_only = config_from(backbone or state_dict)
+    with torch.device("meta"):
+        model = AutoFocusFormer(config, features_only)
+        return Mask2Former(model, head_config_from(state_dict)) if backbone else model
+
+
 def _check_complete(state_dict, shown_name, doubled=()):
     """Compare names and shapes with those of the model that they describe; list all that is wrong.
 
     ``doubled`` are further names, in the words of the file, that mean a weight already there.
     """
-    config, features_only = config_from(state_dict)
-    with torch.device("meta"):
-        expected = AutoFocusFormer(config, features_only).state_dict()
+    expected = expected_model(state_dict).state_dict()
     missing = [shown_name(name) for name in expected if name not in state_dict]
     unknown = [shown_name(name) for name in state_dict if name not in expected] + list(doubled)
     misshapen = [

@@ -31,12 +31,17 @@ def merge_neighborhoods(features, scores, neighbors, slots):
     return torch.cat([(slots[:, part] @ gather_rows(weighted, neighbors[:, part])).flatten(2) for part in parts], dim=1)
 
 
+def weight_network():
+    """The network W of Eq. 4: five numbers of a relative position -> four weights."""
+    return nn.Sequential(nn.Linear(5, MID_CHANNELS), nn.LayerNorm(MID_CHANNELS), nn.GELU())
+
+
 class Merging(nn.Module):
     """Merge the neighbourhoods of the kept tokens and map 4 x ``dim`` to ``out_dim`` channels."""
 
     def __init__(self, dim, out_dim):
         super().__init__()
-        self.weight_net = nn.Sequential(nn.Linear(5, MID_CHANNELS), nn.LayerNorm(MID_CHANNELS), nn.GELU())
+        self.weight_net = weight_network()
         self.norm = nn.LayerNorm(MID_CHANNELS * dim)
         self.linear = nn.Linear(MID_CHANNELS * dim, out_dim)
 

@@ -3,7 +3,9 @@
 import difflib
 from dataclasses import fields
 
-from .backbone import AutoFocusFormer, Config
+from .backbone import STAGES, AutoFocusFormer, Config
+from .hcformer import HCFormer
+from .mask2former import HeadConfig, Mask2Former
 
 _TINY = {
     "depths": (3, 4, 18, 5),
@@ -70,6 +72,48 @@ def model_config(name, **overrides):
     for key in overrides:
         _check_known("override", key, [field.name for field in fields(Config)])
     return Config(**{**_VARIANTS[name], **overrides})
+
+
+HEADS = {"mask2former": Mask2Former, "hcformer": HCFormer}
+
+
+def create_segmenter(backbone, head="mask2former", backbone_overrides=None, **overrides):
+    """Make a segmenter with fresh weights.
+
+    Parameters
+    ----------
+    backbone : str or AutoFocusFormer
+        A name of ``list_models()``, or a feature extractor (``features_only=True``) to build on. By name, all stages
+        attend to neighbourhoods of 48 tokens (144 for "aff_base_384") unless ``backbone_overrides`` says otherwise.
+    head : {"mask2former", "hcformer"}
+    backbone_overrides : dict, optional
+        Fields of the backbone's ``Config``, such as ``{"alpha": 8}``.
+    **overrides
+        Fields of ``HeadConfig``: num_classes, num_queries, hidden_dim, heads, points, encoder_layers, decoder_layers,
+        encoder_ffn, decoder_ffn, lookup, sine_max.
+
+    Returns
+    -------
+    Mask2Former or HCFormer
+        ``segmenter(images)`` gives a ``SegmenterOutput``.
+
+    Raises
+    ------
+    ValueError
+        Unknown backbone, head or override (the message gives the closest one), or a backbone with a classifier.
+    """
+    _check_known("head", head, list(HEADS))
+    for key in overrides:
+        _check_known("override", key, [field.name for field in fields(HeadConfig)])
+    if isinstance(backbone, str):
+        config = model_config(backbone)
+        same = {"neighborhood": config.neighborhood[:1] * STAGES, **(backbone_overrides or {})}
+        backbone = create_model(backbone, features_only=True, **same)
+    elif not backbone.features_only:
+        raise ValueError(
+            "the backbone of a segmenter must be a feature extractor: create_model(..., features_only=True)"
+        )
+    return HEADS[head](backbone, HeadConfig(**overrides))
 
 
 def _check_known(what, name, known):

@@ -43,26 +43,81 @@ def nearest_clusters(positions, sums, counts, nearest):
     return _nearest(positions * least_multiple, scaled_sums, nearest)
 
 
-def nearest_tokens(queries, positions, nearest):
-    """Find the nearest tokens of each query point by comparing all of them in integers.
+def nearest_tokens(queries, positions, nearest, canvas=None):
+    """Find the nearest tokens of each query point.
 
     Parameters
     ----------
-    queries : (B, q, 2) int64 tensor
-        (x, y), in the same unit as the positions.
+    queries : (B, q, 2) tensor
+        (x, y), in the same unit as the positions. Integers, or real numbers without a canvas.
     positions : (B, n, 2) int64 tensor
     nearest : int
         k; all n tokens if it is more than n.
+    canvas : (h, w), optional
+        If queries and positions are cells of it, only the surroundings of each query are searched, ring by ring,
+        instead of all tokens; the result is the same.
 
     Returns
     -------
     (B, q, k) int64 tensor
         Token indices, nearest first (L2); of two at the same distance the first in raster order comes first.
     """
+    if canvas is not None:
+        return _nearest_on_canvas(queries, positions, nearest, canvas)
     by_x = positions[..., 0].argsort(dim=1)
     raster = by_x.gather(1, positions[..., 1].gather(1, by_x).argsort(dim=1, stable=True))
-    found = _nearest(queries, positions.gather(1, raster[..., None].expand(-1, -1, 2)), nearest)
+    ordered = positions.gather(1, raster[..., None].expand(-1, -1, 2))
+    found = (_nearest_real if queries.is_floating_point() else _nearest)(queries, ordered, nearest)
     return raster.gather(1, found.flatten(1)).view_as(found)
+
+
+def _nearest_on_canvas(queries, positions, nearest, canvas):
+    """Look at the cells around each query in the order of (distance, dy, dx), which is that of the tie rule."""
+    (h, w), (batch, q), n = canvas, queries.shape[:2], positions.shape[1]
+    table = positions.new_full((batch * h * w,), -1)
+    image = torch.arange(batch, device=positions.device)[:, None]
+    table[((image * h + positions[..., 1]) * w + positions[..., 0]).flatten()] = torch.arange(
+        n, device=positions.device
+    ).repeat(batch)
+    found = positions.new_empty(batch * q, min(nearest, n))
+    points = torch.cat([queries, image.expand(-1, q)[..., None]], dim=-1).flatten(0, 1)  # (B q, 3): x, y, image
+    waiting, radius = torch.arange(batch * q, device=points.device), 2
+    while len(waiting):
+        ring = _disc(radius, points.device)
+        left = []
+        for some in waiting.split(max(1, PAIRS_AT_ONCE // len(ring))):
+            x, y = points[some, 0, None] + ring[:, 0], points[some, 1, None] + ring[:, 1]
+            inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
+            token = torch.where(
+                inside, table[(points[some, 2, None] * h + y.clamp(0, h - 1)) * w + x.clamp(0, w - 1)], -1
+            )
+            place = torch.where(token >= 0, torch.arange(len(ring), device=x.device), len(ring))
+            first = place.topk(found.shape[1], dim=1, largest=False).values
+            enough = first[:, -1] < len(ring)
+            found[some[enough]] = token[enough].gather(1, first[enough])
+            left.append(some[~enough])
+        waiting, radius = torch.cat(left), 2 * radius
+    return found.view(batch, q, -1)
+
+
+def _disc(radius, device):
+    """All (dx, dy) with dx^2 + dy^2 <= radius^2, by distance, then dy, then dx."""
+    side = torch.arange(-radius, radius + 1, device=device)
+    dy, dx = (v.flatten() for v in torch.meshgrid(side, side, indexing="ij"))
+    squared = dx * dx + dy * dy
+    order = squared.argsort(stable=True)
+    return torch.stack([dx, dy], dim=1)[order[squared[order] <= radius * radius]]
+
+
+def _nearest_real(points, centers, nearest):
+    """``_nearest`` for real-valued points: distances in float64, the lower index on a tie."""
+    rows = max(1, PAIRS_AT_ONCE // max(1, len(points) * centers.shape[1]))
+    centers = centers.double()
+    parts = []
+    for part in points.double().split(rows, dim=1):
+        squared = (part[:, :, None] - centers[:, None]).square().sum(dim=-1)
+        parts.append(squared.sort(dim=-1, stable=True).indices[..., :nearest])
+    return torch.cat(parts, dim=1)
 
 
 def _nearest(points, centers, nearest):

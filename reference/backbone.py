@@ -116,3 +116,13 @@ def forward(config, weights, image):
     """
     stages = forward_features(config, weights, image)
     return forward_head(weights, stages[-1].features), stages
+
+
+def token_sets(weights, stages):
+    """Give each stage's tokens a layer norm of their own (``norms.<i>``), as a segmentation head reads them.
+
+    stages as ``forward_features`` returns them -> list of (positions (n, 2), features (n, C)): res2, res3, res4, res5.
+    """
+    weights = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
+    norms = [subset(weights, f"norms.{i}") for i in range(len(stages))]
+    return [(s.positions, layer_norm(s.features, norm)) for s, norm in zip(stages, norms, strict=True)]

@@ -1,0 +1,43 @@
+"""Point-based HCFormer: queries read the last stage's tokens, and masks climb back through soft clusters.
+
+Source: Suzuki, HCFormer, arXiv 2205.09949, carried over to points. The query decoder is Mask2Former's, on one level.
+"""
+
+from torch import nn
+
+from .mask2former import QueryDecoder, output, projection
+from .soft_clusters import SoftAssignment, decode_clusters
+
+
+class HCFormer(nn.Module):
+    """A backbone (``features_only``) with the point-based HCFormer head: images (B, 3, H, W) -> SegmenterOutput."""
+
+    def __init__(self, backbone, config):
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        dims = backbone.config.dims
+        self.assignments = nn.ModuleList(SoftAssignment(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.projection = projection(dims[-1], config.hidden_dim)
+        self.mask_features = nn.Linear(config.hidden_dim, config.hidden_dim)
+        self.decoder = QueryDecoder(config, levels=1)
+
+    def forward(self, images):
+        """Images (B, 3, H, W), as the backbone takes them -> SegmenterOutput."""
+        stages, token_sets = self.backbone.run_token_sets(images)
+        canvas, last = token_sets[0].canvas, token_sets[-1]
+        assignments = [
+            assign(t.positions, t.features, s.merged_positions, s.merged_features, canvas)
+            for assign, t, s in zip(self.assignments, token_sets[:-1], stages[:-1], strict=True)
+        ]
+        memory = self.projection(last.features)
+        predictions = self.decoder(self.mask_features(memory), [memory], [last.positions])
+        return output([(classes, climb(masks, assignments)) for classes, masks in predictions], canvas)
+
+
+def climb(masks, assignments):
+    """Lift mask logits (B, q, n_last) through the assignments of all merges, the last merge first: -> (B, q, h w)."""
+    values = masks.transpose(1, 2)
+    for candidates, assignment in reversed(assignments):
+        values = decode_clusters(values, candidates, assignment)
+    return values.transpose(1, 2)

@@ -1,0 +1,245 @@
+"""Point-based Mask2Former: a pixel decoder and a query decoder on tokens (paper sec. 4.1; Cheng et al., Mask2Former).
+
+Levels 0, 1, 2 are the backbone's token sets res5, res4, res3, everywhere.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .deformable import DeformableAttention, lookup_table
+from .interpolation import shepard
+from .pointconv import PointConv
+
+LEVELS = 3
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Shape and choices of a Mask2Former head."""
+
+    num_classes: int = 150
+    hidden_dim: int = 256  # D
+    num_queries: int = 100
+    heads: int = 8
+    points: int = 4  # sampled places a level and head
+    encoder_layers: int = 6
+    decoder_layers: int = 9
+    encoder_ffn: int = 1024
+    decoder_ffn: int = 2048
+    lookup: str = "rounded"  # or "exact": see deformable.py
+    sine_max: str = "image"  # or "batch": what the sine code's positions are divided by
+
+
+def sine_embedding(positions, channels, largest=None, dtype=torch.float32):
+    """Code positions (B, n, 2) as sines and cosines -> (B, n, D) of ``dtype``.
+
+    For x, then for y: D/4 sines, then D/4 cosines, of 2 pi x / (largest + 1e-6) / 10000^(2 j / (D/2)), j = 0, 1, ...
+    ``largest`` (B or 1, 2) is what x and y are divided by; by default the largest of each image's own positions.
+    """
+    largest = positions.amax(dim=1) if largest is None else largest
+    angle = positions.to(dtype) / (largest[:, None].to(dtype) + 1e-6) * (2 * torch.pi)
+    exponent = 2 * torch.arange(channels // 4, device=positions.device, dtype=dtype) / (channels // 2)
+    parts = angle[..., None] / 10000.0**exponent  # (B, n, 2, D/4)
+    return torch.cat([parts.sin(), parts.cos()], dim=-1).flatten(2)
+
+
+def level_codes(positions, channels, sine_max, dtype):
+    """Sine codes of the levels' positions, divided by the level's largest x and y, of each image or of the batch."""
+    largest = [p.amax(dim=1) for p in positions]
+    if sine_max == "batch":
+        largest = [top.amax(dim=0, keepdim=True) for top in largest]
+    return [sine_embedding(p, channels, top, dtype) for p, top in zip(positions, largest, strict=True)]
+
+
+class EncoderLayer(nn.Module):
+    """One layer of the pixel decoder's encoder: deformable attention and an MLP, norms after the sums."""
+
+    def __init__(self, config):
+        super().__init__()
+        dim = config.hidden_dim
+        self.attention = DeformableAttention(dim, config.heads, LEVELS, config.points, config.lookup)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.fc1, self.fc2 = nn.Linear(dim, config.encoder_ffn), nn.Linear(config.encoder_ffn, dim)
+
+    def forward(self, source, code, positions, level_sizes, canvas, tables):
+        """source and code (B, n, D), positions (B, n, 2) of all levels -> (B, n, D)."""
+        update = self.attention(source + code, positions, source, level_sizes, canvas, tables)
+        source = self.norm1(source + update)
+        return self.norm2(source + self.fc2(self.fc1(source).relu()))
+
+
+def init_matrices(module):
+    """Fill all weight matrices with Glorot's uniform numbers, as Mask2Former does."""
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
+class PixelDecoder(nn.Module):
+    """Exchange features between the levels, then make mask features on the finest tokens."""
+
+    def __init__(self, config, dims):
+        super().__init__()
+        self.config, dim = config, config.hidden_dim
+        self.projections = nn.ModuleList(projection(c, dim) for c in reversed(dims[1:]))
+        self.level_embedding = nn.Parameter(torch.randn(LEVELS, dim))
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.adapter = projection(dims[0], dim)
+        self.pointconv = PointConv(dim, dim)
+        self.pointconv_norm = nn.LayerNorm(dim)
+        self.mask_features = nn.Linear(dim, dim)
+        init_matrices(self)
+        for layer in self.encoder:
+            layer.attention.reset_parameters()
+
+    def forward(self, token_sets):
+        """Four TokenSets -> mask features (B, h w, D) in raster order, list of three levels' tokens (B, n, D).
+
+        In float32 also under autocast: sampled places need the digits.
+        """
+        with torch.autocast(token_sets[0].features.device.type, enabled=False):
+            return self._forward(
+                [t.positions for t in token_sets], [self._wide(t.features) for t in token_sets], token_sets[0].canvas
+            )
+
+    def _wide(self, features):
+        return features.to(self.level_embedding.dtype)
+
+    def _forward(self, positions, features, canvas):
+        deep = positions[:0:-1]  # res5, res4, res3
+        sizes = [p.shape[1] for p in deep]
+        tables = [lookup_table(p, canvas) for p in deep]
+        source = torch.cat([net(f) for net, f in zip(self.projections, features[:0:-1], strict=True)], dim=1)
+        codes = level_codes(deep, self.config.hidden_dim, self.config.sine_max, source.dtype)
+        code = torch.cat([c + e for c, e in zip(codes, self.level_embedding, strict=True)], dim=1)
+        where = torch.cat(deep, dim=1)
+        for layer in self.encoder:
+            source = layer(source, code, where, sizes, canvas, tables)
+        levels = list(source.split(sizes, dim=1))
+        from_res3 = shepard(positions[0], deep[2], levels[2], tables[2])  # res2 holds every cell, in raster order
+        y = self.pointconv(positions[0], self.adapter(features[0]) + from_res3, canvas)
+        return self.mask_features(self.pointconv_norm(y).relu()), levels
+
+
+def projection(channels, dim):
+    """Linear, then layer norm: the backbone's channels to the head's."""
+    return nn.Sequential(nn.Linear(channels, dim), nn.LayerNorm(dim))
+
+
+def blocked_by(mask_logits):
+    """Which tokens each query must not see: (B, q, n) mask logits at the tokens -> (B, q, n) bool (masked attention).
+
+    True where the query's mask is more likely absent than present, except for a query that would see nothing: that sees
+    all. No gradient passes.
+    """
+    blocked = mask_logits.detach() < 0  # sigmoid < 1/2
+    return blocked & ~blocked.all(dim=2, keepdim=True)
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention and an MLP, each followed by sum and norm."""
+
+    def __init__(self, config):
+        super().__init__()
+        dim = config.hidden_dim
+        self.heads = config.heads
+        self.cross_attention = nn.MultiheadAttention(dim, config.heads, batch_first=True)
+        self.self_attention = nn.MultiheadAttention(dim, config.heads, batch_first=True)
+        self.cross_norm, self.self_norm, self.ffn_norm = (nn.LayerNorm(dim) for _ in range(3))
+        self.fc1, self.fc2 = nn.Linear(dim, config.decoder_ffn), nn.Linear(config.decoder_ffn, dim)
+
+    def forward(self, out, memory, code, blocked, seat):
+        """out (B, q, D), memory and its code (B, n, D), blocked (B, q, n), the queries' code (q, D) -> (B, q, D)."""
+        mask = blocked.repeat_interleave(self.heads, dim=0)
+        update = self.cross_attention(out + seat, memory + code, memory, attn_mask=mask, need_weights=False)[0]
+        out = self.cross_norm(out + update)
+        out = self.self_norm(out + self.self_attention(out + seat, out + seat, out, need_weights=False)[0])
+        return self.ffn_norm(out + self.fc2(self.fc1(out).relu()))
+
+
+class QueryDecoder(nn.Module):
+    """Refine learnt queries layer by layer, layer i on level i mod ``levels``, and read classes and masks off them."""
+
+    def __init__(self, config, levels=LEVELS):
+        super().__init__()
+        self.config, dim = config, config.hidden_dim
+        self.query_features = nn.Embedding(config.num_queries, dim)
+        self.query_positions = nn.Embedding(config.num_queries, dim)
+        self.level_embedding = nn.Embedding(levels, dim)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        init_matrices(self.layers)
+        self.norm = nn.LayerNorm(dim)
+        self.class_head = nn.Linear(dim, config.num_classes + 1)  # the last class is "no object"
+        self.mask_head = nn.ModuleList(nn.Linear(dim, dim) for _ in range(3))
+
+    def predict(self, out, mask_features):
+        """Classes and masks of queries (B, q, D) and tokens (B, t, D): -> (B, q, classes + 1), (B, q, t)."""
+        y = self.norm(out)
+        x = self.mask_head[2](self.mask_head[1](self.mask_head[0](y).relu()).relu())
+        return self.class_head(y), x @ mask_features.transpose(1, 2)
+
+    def forward(self, mask_features, levels, level_positions, at=None):
+        """Make a prediction from the learnt queries and one after every layer.
+
+        Parameters
+        ----------
+        mask_features : (B, t, D) tensor
+            On the tokens that masks are predicted for.
+        levels, level_positions : lists of (B, n, D) and (B, n, 2) tensors
+        at : list of (B, n) int64 tensors, optional
+            Where each level's tokens are among those t; by default they are the same tokens.
+
+        Returns
+        -------
+        list of (classes (B, q, classes + 1), mask logits (B, q, t))
+        """
+        codes = level_codes(level_positions, self.config.hidden_dim, self.config.sine_max, levels[0].dtype)
+        out = self.query_features.weight.expand(len(mask_features), -1, -1)
+        predictions = [self.predict(out, mask_features)]
+        for i, layer in enumerate(self.layers):
+            level = i % len(levels)
+            memory = levels[level] + self.level_embedding.weight[level]
+            masks = predictions[-1][1]
+            if at is not None:
+                masks = masks.gather(2, at[level][:, None].expand(-1, masks.shape[1], -1))
+            out = layer(out, memory, codes[level], blocked_by(masks), self.query_positions.weight)
+            predictions.append(self.predict(out, mask_features))
+        return predictions
+
+
+@dataclass(frozen=True)
+class SegmenterOutput:
+    """What a segmenter returns; named as transformers names it, so that its post-processing reads it."""
+
+    class_queries_logits: Tensor  # (B, q, classes + 1); the last class is "no object"
+    masks_queries_logits: Tensor  # (B, q, h, w)
+    auxiliary_logits: list  # of dicts with both keys: of the learnt queries and of every layer but the last
+
+
+class Mask2Former(nn.Module):
+    """A backbone (``features_only``) with the point-based Mask2Former head: images (B, 3, H, W) -> SegmenterOutput."""
+
+    def __init__(self, backbone, config):
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.pixel_decoder = PixelDecoder(config, backbone.config.dims)
+        self.decoder = QueryDecoder(config)
+
+    def forward(self, images):
+        """Images (B, 3, H, W), as the backbone takes them -> SegmenterOutput."""
+        token_sets = self.backbone(images)
+        mask_features, levels = self.pixel_decoder(token_sets)
+        canvas, positions = token_sets[0].canvas, [t.positions for t in token_sets[:0:-1]]
+        at = [p[..., 1] * canvas[1] + p[..., 0] for p in positions]  # the finest tokens are all cells, in raster order
+        predictions = self.decoder(mask_features, levels, positions, at)
+        return output(predictions, canvas)
+
+
+def output(predictions, canvas):
+    """Shape a list of (classes, mask logits (B, q, h w)) as a SegmenterOutput."""
+    shaped = [(classes, masks.unflatten(2, canvas)) for classes, masks in predictions]
+    names = ("class_queries_logits", "masks_queries_logits")
+    return SegmenterOutput(*shaped[-1], [dict(zip(names, pair, strict=True)) for pair in shaped[:-1]])

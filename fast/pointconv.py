@@ -1,0 +1,31 @@
+"""PointConv, in place of a 3 x 3 convolution, over the nearest nine tokens (paper sec. 4.1, ref. [39])."""
+
+import torch
+from torch import nn
+
+from .merging import MID_CHANNELS, merge_neighborhoods, weight_network
+from .neighborhoods import gather_rows, nearest_tokens
+from .position import relative_position
+
+NEAREST = 9
+
+
+class PointConv(nn.Module):
+    """Convolve tokens with weights that depend on relative position, then layer norm and linear: C -> C'.
+
+    The relative position is that of the token seen from its neighbour, p_i - p_j, as the released weights expect.
+    """
+
+    def __init__(self, dim, out_dim):
+        super().__init__()
+        self.weight_net = weight_network()
+        self.norm = nn.LayerNorm(MID_CHANNELS * dim)
+        self.linear = nn.Linear(MID_CHANNELS * dim, out_dim)
+
+    def forward(self, positions, features, canvas):
+        """positions (B, n, 2) int64 on the canvas (h, w), features (B, n, C) -> (B, n, C')."""
+        nearest = nearest_tokens(positions, positions, NEAREST, canvas)
+        relative = relative_position(positions[:, :, None] - gather_rows(positions, nearest), features.dtype)
+        scores = torch.ones_like(features[..., 0])
+        mixed = merge_neighborhoods(features, scores, nearest, self.weight_net(relative))
+        return self.linear(self.norm(mixed))

@@ -1,0 +1,88 @@
+"""Multi-scale deformable attention on points (paper sec. 4.1; Zhu et al., Deformable DETR, eq. 3).
+
+Each token looks at a few places of every level that it chooses itself, and reads the value there by Shepard
+interpolation of the level's tokens.
+"""
+
+import numpy as np
+
+from .interpolation import shepard_weights
+from .layers import linear, subset
+from .neighborhoods import nearest_tokens
+from .patch_embedding import grid_positions
+
+NEAREST = 4  # tokens that a value is interpolated from
+
+
+def lookup_table(positions, canvas):
+    """Return the nearest 4 tokens of every cell of the canvas: positions (n, 2) -> (h w, 4) int64, raster order."""
+    return nearest_tokens(grid_positions(canvas), positions, NEAREST)
+
+
+def nearest_by_table(locations, table, canvas):
+    """Look up the nearest tokens of real-valued locations (..., 2) at the cell they round to: -> (..., 4) int64.
+
+    Rounded half to even and clamped to the canvas.
+    """
+    h, w = canvas
+    x, y = np.moveaxis(np.rint(locations).astype(np.int64), -1, 0)
+    return table[np.clip(y, 0, h - 1) * w + np.clip(x, 0, w - 1)]
+
+
+def nearest_exact(locations, positions):
+    """Find the tokens that really are nearest to each location: (..., 2), (n, 2) -> (..., 4), ties in raster order."""
+    found = nearest_tokens(locations.reshape(-1, 2), positions, NEAREST)
+    return found.reshape(*locations.shape[:-1], -1)
+
+
+def deformable_attention(query, positions, source, level_sizes, canvas, weights, heads, points, lookup="rounded"):
+    """Attend to sampled places of all levels.
+
+    Parameters
+    ----------
+    query : (n, D) array
+        The tokens of all levels, one level after the other, with their position code added.
+    positions : (n, 2) int64 array
+    source : (n, D) array
+        The same tokens without position code: the values.
+    level_sizes : sequence of int
+        Tokens of each level; their sum is n.
+    canvas : (h, w)
+    weights : dict
+        ``sampling_offsets`` [head][level][point][x, y], in cells; ``attention_weights`` [head][level][point];
+        ``value``; ``output``; ``shepard_power`` (1,), half the power.
+    heads, points : int
+    lookup : {"rounded", "exact"}
+        How a location's four tokens are found. Their weights always use the true location.
+
+    Returns
+    -------
+    (n, D) array
+    """
+    n, levels = len(query), len(level_sizes)
+    offsets = linear(query, subset(weights, "sampling_offsets")).reshape(n, heads, levels, points, 2)
+    locations = positions[:, None, None, None] + offsets
+    logits = linear(query, subset(weights, "attention_weights")).reshape(n, heads, levels * points)
+    attention = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    attention = (attention / attention.sum(axis=-1, keepdims=True)).reshape(n, heads, levels, points)
+    values = linear(source, subset(weights, "value")).reshape(n, heads, -1)  # (n, H, d)
+    out, start = np.zeros_like(values), 0
+    for level, size in enumerate(level_sizes):
+        tokens = slice(start, start + size)
+        sampled = _sample(locations[:, :, level], positions[tokens], values[tokens], canvas, weights, lookup)
+        out += np.einsum("nhp,nhpd->nhd", attention[:, :, level], sampled)
+        start += size
+    return linear(out.reshape(n, -1), subset(weights, "output"))
+
+
+def _sample(locations, positions, values, canvas, weights, lookup):
+    """Interpolate one level: locations (q, H, P, 2), positions (n, 2), values (n, H, d) -> (q, H, P, d)."""
+    if lookup == "rounded":
+        nearest = nearest_by_table(locations, lookup_table(positions, canvas), canvas)
+    elif lookup == "exact":
+        nearest = nearest_exact(locations, positions)
+    else:
+        raise ValueError(f"lookup must be 'rounded' or 'exact', not {lookup!r}")
+    weight = shepard_weights(locations, positions[nearest], weights["shepard_power"])  # (q, H, P, 4)
+    head = np.arange(values.shape[1])[:, None, None]
+    return np.einsum("qhpk,qhpkd->qhpd", weight, values[nearest, head])

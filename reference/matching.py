@@ -1,0 +1,91 @@
+"""Matching queries to objects, and the losses of the pairs (Cheng et al., Mask2Former, sec. 3.3 and 4.1).
+
+Masks are compared at sampled points only. All logits are in natural units; targets are 0 or 1, or between at an edge.
+"""
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from .layers import sigmoid
+
+CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0
+NO_OBJECT_WEIGHT = 0.1
+
+
+def sample_points(maps, points):
+    """Read maps (m, h, w) at points (p, 2), (x, y) in [0, 1]: bilinear, zero outside -> (m, p)."""
+    h, w = maps.shape[1:]
+    x, y = points[:, 0] * w - 0.5, points[:, 1] * h - 0.5
+    x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
+    padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)))
+    out = 0.0
+    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        share = (1 - np.abs(x - x0 - dx)) * (1 - np.abs(y - y0 - dy))
+        out = out + share * padded[:, np.clip(y0 + dy + 1, 0, h + 1), np.clip(x0 + dx + 1, 0, w + 1)]
+    return out
+
+
+def log_softmax(logits):
+    """Return log softmax over the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def softplus(x):
+    """Return log(1 + exp(x)) without overflow."""
+    return np.logaddexp(0.0, x)
+
+
+def matching_costs(class_logits, mask_logits, labels, targets):
+    """Cost of every query for every object.
+
+    Parameters
+    ----------
+    class_logits : (q, classes + 1) array
+    mask_logits : (q, p) array
+        At the p sampled points.
+    labels : (g,) int array
+        Classes of the objects.
+    targets : (g, p) array
+        Their masks at the same points.
+
+    Returns
+    -------
+    (q, g) array
+        2 (-probability of the class) + 5 (mean cross-entropy) + 5 (1 - dice).
+    """
+    p = mask_logits.shape[1]
+    class_cost = -np.exp(log_softmax(class_logits))[:, labels]
+    mask_cost = (softplus(-mask_logits) @ targets.T + softplus(mask_logits) @ (1 - targets).T) / p
+    prob = sigmoid(mask_logits)
+    overlap = prob @ targets.T
+    dice_cost = 1 - (2 * overlap + 1) / (prob.sum(axis=1)[:, None] + targets.sum(axis=1) + 1)
+    return CLASS_WEIGHT * class_cost + MASK_WEIGHT * mask_cost + DICE_WEIGHT * dice_cost
+
+
+def match(costs):
+    """Pair queries with objects at the least total cost (Hungarian method): (q, g) -> queries (r,), objects (r,)."""
+    return linear_sum_assignment(costs)
+
+
+def class_loss(class_logits, queries, labels):
+    """Cross-entropy of all queries, those without an object (weight 0.1) against the last class.
+
+    class_logits (q, classes + 1); ``queries`` (r,) are paired with ``labels`` (r,). Weighted mean over the queries.
+    """
+    target = np.full(len(class_logits), class_logits.shape[1] - 1)
+    target[queries] = labels
+    weight = np.where(target == class_logits.shape[1] - 1, NO_OBJECT_WEIGHT, 1.0)
+    loss = -log_softmax(class_logits)[np.arange(len(target)), target]
+    return (weight * loss).sum() / weight.sum()
+
+
+def mask_losses(mask_logits, targets, objects):
+    """Mask cross-entropy and dice loss of the pairs, each summed over the pairs and divided by ``objects``.
+
+    mask_logits and targets (r, p) at the sampled points.
+    """
+    entropy = (softplus(mask_logits) - mask_logits * targets).mean(axis=1)
+    prob = sigmoid(mask_logits)
+    dice = 1 - (2 * (prob * targets).sum(axis=1) + 1) / (prob.sum(axis=1) + targets.sum(axis=1) + 1)
+    return entropy.sum() / objects, dice.sum() / objects
