@@ -40,6 +40,41 @@ def local_attention(query, key, value, neighbors, valid, bias, blank_key, blank_
     return torch.cat(out, dim=2).permute(1, 2, 0, 3)
 
 
+def cluster_attention(query, key, value, geometry, bias, blank_key, blank_value):
+    """Compute what ``local_attention`` does, cluster by cluster: several times as fast on a CPU.
+
+    Parameters
+    ----------
+    query, key, value : (B, n, H, d) tensors
+        The query already scaled by d^-1/2.
+    geometry : StageGeometry
+    bias : (B or 1, k, m, U m, H) tensor
+        The position term, from ``geometry.between``.
+    blank_key, blank_value : (H, d) tensors
+
+    Returns
+    -------
+    (B, n, H, d) tensor
+    """
+    batch, _, heads, d = query.shape
+    members, union, place = (x.expand(batch, *x.shape[1:]) for x in (geometry.members, geometry.union, geometry.place))
+    query, key, value = (gather_rows(x, members).permute(3, 0, 1, 2, 4) for x in (query, key, value))  # (H, B, k, m, d)
+    key, value = key.flatten(3), value.flatten(3)  # (H, B, k, m d)
+    blank = torch.einsum("hbkmd,hd->hbkm", query, blank_key)[..., None]
+    hidden = ~geometry.seen
+    out = []
+    for part in token_slices(geometry.between[:, :, 0, :, 0], batch * heads * d):
+        near = union[:, part]
+        shape = (*near.shape[:2], near.shape[2] * members.shape[2], d)  # (B, rows, U m, d)
+        logits = query[:, :, part] @ gather_rows(key, near, 1).view(heads, *shape).transpose(-1, -2)
+        logits = logits + bias[:, part].permute(4, 0, 1, 2, 3)  # (H, B, rows, m, U m)
+        logits = logits.masked_fill(hidden[:, part], -torch.inf)
+        weight = torch.cat([logits, blank[:, :, part].to(logits.dtype)], dim=-1).softmax(dim=-1).to(value.dtype)
+        seen = weight[..., :-1] @ gather_rows(value, near, 1).view(heads, *shape)
+        out.append(seen + weight[..., -1:] * blank_value[:, None, None, None])
+    return gather_rows(torch.cat(out, dim=2).permute(1, 2, 3, 0, 4).flatten(1, 2), place)
+
+
 class Attention(nn.Module):
     """Project tokens to queries, keys and values, attend locally, project back: (B, n, C) -> (B, n, C)."""
 
@@ -61,12 +96,12 @@ class Attention(nn.Module):
         query = self.query(x).unflatten(-1, (self.heads, d)) * d**-0.5
         key, value = self.key_value(x).unflatten(-1, (self.heads, 2, d)).unbind(-2)
         blank_key, blank_value = (b.view(self.heads, d).to(query.dtype) for b in (self.blank_key, self.blank_value))
-        bias = self.position_term(geometry.relative)
-        out = local_attention(query, key, value, geometry.neighbors, geometry.valid, bias, blank_key, blank_value)
+        bias = self.position_term(geometry.between)
+        out = cluster_attention(query, key, value, geometry, bias, blank_key, blank_value)
         return self.project(out.flatten(2))
 
     def position_term(self, relative):
-        """P of Eq. 2, (B, n, M, 5) -> (B, n, M, H), in float32 or wider also under autocast: it needs the digits."""
+        """P of Eq. 2, (..., 5) -> (..., H), in float32 or wider also under autocast: it needs the digits."""
         with torch.autocast(relative.device.type, enabled=False):
             return self.position(relative.to(self.position.weight.dtype))
 

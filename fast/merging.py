@@ -49,7 +49,7 @@ class Merging(nn.Module):
         """features (B, n, C), scores (B, n), kept (B, K), StageGeometry -> (B, K, C')."""
         batch = len(features)
         neighbors = gather_rows(geometry.neighbors.expand(batch, -1, -1), kept)
-        slots = self.slot_weights(gather_rows(geometry.relative.expand(batch, -1, -1, -1), kept))
+        slots = self.slot_weights(geometry.relative_of(kept))
         if geometry.valid is not None:
             valid = gather_rows(geometry.valid.expand(batch, -1, -1), kept)
             slots = slots.masked_fill(~valid[..., None], 0)

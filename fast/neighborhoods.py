@@ -145,14 +145,33 @@ def _nearest(points, centers, nearest):
 class StageGeometry:
     """All that a stage needs to know of where its n tokens are; made once a stage, read by every block and the merge.
 
-    The batch axis has length 1 where all images share their positions (the gridded first stage).
+    The batch axis has length 1 where all images share their positions (the gridded first stage). Attention works
+    cluster by cluster: the tokens of one cluster see nearly the same clusters, so the union of those is gathered once
+    for all of them. A neighbourhood of all tokens counts as one cluster of n that sees itself.
     """
 
+    positions: Tensor  # (B, n, 2) int64
     order: Tensor  # (B, n) int64: token indices, cluster after cluster
     cluster: Tensor  # (B, n) int64: the cluster of each token
     neighbors: Tensor  # (B, n, M) int64: token indices of each token's neighbourhood; 0 where a slot is empty
     valid: Tensor | None  # (B, n, M) bool: False where a slot is empty; None: none is
-    relative: Tensor  # (B, n, M, 5) float: relative_position of the neighbour seen from the token
+    members: Tensor  # (B, k, m) int64: token indices of each cluster; 0 where it is short
+    place: Tensor  # (B, n) int64: where each token is in the flattened members
+    union: Tensor  # (B, k, U) int64: clusters that any token of a cluster sees; 0 where there are fewer than U
+    seen: Tensor  # (B, k, m, U m) bool: which tokens of its cluster's union each token sees
+    between: Tensor  # (B, k, m, U m, 5) float: relative_position of the tokens of the union seen from each token
+
+    @property
+    def relative(self):
+        """Relative position of each token's neighbourhood: (B, n, M, 5)."""
+        batch, n = self.positions.shape[:2]
+        return self.relative_of(torch.arange(n, device=self.positions.device).expand(batch, -1))
+
+    def relative_of(self, tokens):
+        """Relative position of the neighbourhoods of some tokens (B, K), in the dtype of ``between``: (B, K, M, 5)."""
+        positions, neighbors = (x.expand(len(tokens), -1, -1) for x in (self.positions, self.neighbors))
+        near = gather_rows(positions, gather_rows(neighbors, tokens))
+        return relative_position(near - gather_rows(positions, tokens)[:, :, None], self.between.dtype)
 
 
 def stage_geometry(positions, cluster_size, neighborhood, canvas, curve="scanline", dtype=torch.float32):
@@ -169,7 +188,7 @@ def stage_geometry(positions, cluster_size, neighborhood, canvas, curve="scanlin
     canvas : (h, w)
     curve : str
     dtype : torch.dtype
-        Of ``relative``.
+        Of relative positions.
 
     Returns
     -------
@@ -178,8 +197,11 @@ def stage_geometry(positions, cluster_size, neighborhood, canvas, curve="scanlin
     """
     batch, n = positions.shape[:2]
     order, cluster = cluster_order(positions, cluster_size, canvas, curve)
+    token = torch.arange(n, device=positions.device)
     if neighborhood >= n:
-        neighbors, valid = torch.arange(n, device=positions.device).expand(batch, n, n), None
+        neighbors, members, place = token.expand(batch, n, n), token.expand(batch, 1, n), token.expand(batch, n)
+        union = members.new_zeros(batch, 1, 1)
+        valid, seen = None, torch.ones_like(neighbors[:, None], dtype=torch.bool)
     else:
         sums, counts = cluster_sums(positions, order, cluster_size)
         k = len(counts)
@@ -187,9 +209,33 @@ def stage_geometry(positions, cluster_size, neighborhood, canvas, curve="scanlin
         members = torch.nn.functional.pad(order, (0, k * cluster_size - n), value=-1).unflatten(1, (k, cluster_size))
         neighbors = gather_rows(members, nearest).flatten(2)  # (B, n, R, m) -> (B, n, M)
         valid = neighbors >= 0 if n % cluster_size else None
-        neighbors = neighbors.clamp(min=0)
-    relative = relative_position(gather_rows(positions, neighbors) - positions[:, :, None], dtype)
-    return StageGeometry(order, cluster, neighbors, valid, relative)
+        union, seen = _union(members, nearest)
+        members, neighbors = members.clamp(min=0), neighbors.clamp(min=0)
+        place = torch.empty_like(order).scatter_(1, order, token.expand(batch, -1))
+    sources = gather_rows(members, union).flatten(2)  # (B, k, U m)
+    offsets = gather_rows(positions, sources)[:, :, None] - gather_rows(positions, members)[:, :, :, None]
+    between = relative_position(offsets, dtype)
+    return StageGeometry(positions, order, cluster, neighbors, valid, members, place, union, seen, between)
+
+
+def _union(members, nearest):
+    """Clusters that each cluster's tokens see, and which of them each token sees.
+
+    members (B, k, m) with -1 in empty places, nearest (B, n, R) -> union (B, k, U), seen (B, k, m, U m).
+    """
+    k, m = members.shape[1:]
+    near = torch.where(members[..., None] >= 0, gather_rows(nearest, members.clamp(min=0)), k)  # (B, k, m, R)
+    ascending = near.flatten(2).sort(dim=2).values
+    first = ascending.diff(dim=2, prepend=ascending.new_full((1, 1, 1), -1).expand(*ascending.shape[:2], 1)) > 0
+    first &= ascending < k
+    column = first.cumsum(dim=2) - 1
+    width = int(column.max()) + 1 if len(column) else 1
+    union = ascending.new_full((*ascending.shape[:2], width + 1), k)
+    union = union.scatter_(2, torch.where(first, column, width), torch.where(first, ascending, k))[..., :width]
+    sees = (near[..., None] == union[:, :, None, None]).any(dim=3) & (union < k)[:, :, None]  # (B, k, m, U)
+    union = union.clamp(max=k - 1)
+    there = gather_rows(members, union).flatten(2) >= 0  # (B, k, U m)
+    return union, sees.repeat_interleave(m, dim=3) & there[:, :, None]
 
 
 def gather_rows(x, index, batch_axis=0):

@@ -193,3 +193,20 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
     assert out.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert (out == out[:, :1, :1]).all() and abs(out.mean().item() - 1) < 0.03
     assert torch.equal(drop.eval()(torch.ones(5, 2)), torch.ones(5, 2))
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_cluster_by_cluster_is_token_by_token(case, dtype, device):
+    """The form that the model uses against the plain one, on the same queries, keys, values and position term."""
+    values, _ = parts(case, dtype)
+    values = {name: value.to(device) for name, value in values.items() if name != "bias"}
+    geometry = case.fast_geometry(torch.float64, device)
+    w = torch.from_numpy(case.generator("w").standard_normal((5, case.heads))).to(device) / 10
+    got = fast.attention.cluster_attention(geometry=geometry, bias=(geometry.between @ w).to(dtype), **values)
+    wide = {name: value.double() for name, value in values.items()}
+    slots = {"neighbors": geometry.neighbors, "valid": geometry.valid}
+    bias = geometry.relative @ w
+    oracle = fast.attention.local_attention(bias=bias.to(dtype).double(), **slots, **wide)
+    baseline = fast.attention.local_attention(bias=bias.to(dtype), **slots, **values)
+    assert_parity(got, oracle.cpu().numpy(), baseline, dtype, name="cluster_attention")
