@@ -28,12 +28,29 @@ MODULES = {
     "backbone.forward": ("AutoFocusFormer.forward", {"config", "weights"}),
     "backbone.forward_features": ("AutoFocusFormer.forward_features", {"config", "weights"}),
     "backbone.forward_head": ("AutoFocusFormer.forward_head", {"weights"}),
+    "backbone.token_sets": ("AutoFocusFormer.run_token_sets", {"weights", "stages"}),
+    "pointconv.pointconv": ("PointConv.forward", {"weights"}),
+    "deformable.deformable_attention": ("DeformableAttention.forward", {"weights", "heads", "points", "lookup"}),
+    "soft_clusters.soft_assignment": ("SoftAssignment.forward", {"weights"}),
+    "mask2former.encoder_layer": ("EncoderLayer.forward", {"weights", "config"}),
+    "mask2former.pixel_decoder": ("PixelDecoder.forward", {"weights", "config", "canvas", "largest"}),
+    "mask2former.decoder_layer": ("DecoderLayer.forward", {"weights", "heads"}),
+    "mask2former.predict": ("QueryDecoder.predict", {"weights"}),
+    "mask2former.query_decoder": ("QueryDecoder.forward", {"weights", "config", "canvas", "largest"}),
+    "mask2former.forward": ("Mask2Former.forward", {"weights", "config", "token_sets", "canvas", "largest"}),
+    "hcformer.forward": ("HCFormer.forward", {"weights", "config", "stages", "token_sets", "canvas", "largest"}),
     "backbone.forward_stage": ("Stage.forward", {"config", "weights", "index", "canvas"}),  # geometry is handed in
 }
 REFERENCE_ONLY = {"neighborhoods.scaled_distances"}  # a step of the brute-force search
-FAST_ONLY = {"cluster_order", "choose", "gather_rows", "token_slices"}  # unchecked forms, and how to gather
+FAST_ONLY = {  # unchecked forms, how to gather, how to begin, and what the reference writes in place
+    *("cluster_order", "choose", "gather_rows", "token_slices", "cluster_attention", "weight_network", "projection"),
+    *("init_matrices", "level_codes", "output", "important_points"),
+}
 RENAMED = {"image": "images"}  # the backbone of fast takes a batch
-EXTRA = {"dtype", "device", "return_stages", "pre_logits", "checkpointing", "geometry"}  # what fast may take beside
+EXTRA = {  # what fast may take beside
+    *("dtype", "device", "return_stages", "pre_logits", "checkpointing", "geometry"),
+    *("images", "canvas", "tables", "seat", "at"),
+}
 SHARED_VALUES = {
     "curves": ["CURVES"],
     "grid_prior": ["METRICS"],
@@ -107,11 +124,17 @@ def test_defaults_are_the_same(stem):
             assert defaults[0][argument].default == defaults[1][argument].default, (name, argument)
 
 
-@pytest.mark.parametrize("name", ["Config", "StageTokens", "StageGeometry"])
+@pytest.mark.parametrize("name", ["backbone.Config", "backbone.StageTokens", "mask2former.HeadConfig"])
 def test_values_that_are_passed_on_have_the_same_fields(name):
-    stem = "neighborhoods" if name == "StageGeometry" else "backbone"
+    stem, name = name.split(".")
     ours, theirs = (dataclasses.fields(getattr(module, name)) for module in twin_modules(stem))
     assert [(f.name, f.default) for f in ours] == [(f.name, f.default) for f in theirs]
+
+
+def test_fast_geometry_holds_all_that_the_reference_s_does():
+    ours, theirs = (module.StageGeometry for module in twin_modules("neighborhoods"))
+    known = {f.name for f in dataclasses.fields(theirs)} | {"relative"}  # which fast makes when asked
+    assert {f.name for f in dataclasses.fields(ours)} <= known and isinstance(theirs.relative, property)
 
 
 @pytest.mark.parametrize("stem", SHARED_VALUES)
@@ -139,11 +162,12 @@ def test_reference_imports_no_torch():
 
 
 def test_fast_imports_torch_and_numpy_alone():
-    allowed = {"torch", "numpy", "safetensors", *sys.stdlib_module_names}  # safetensors: only when such a file is read
+    late = {"safetensors", "scipy"}  # only inside the functions that need them
+    allowed = {"torch", "numpy", *late, *sys.stdlib_module_names}
     for path in (ROOT / "fast").glob("*.py"):
         assert set(imports(path)) <= allowed, path
         top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        assert not any("safetensors" in ast.unparse(node) for node in top)
+        assert not any(name in ast.unparse(node) for node in top for name in late)
 
 
 def run_python(code, blocked, cwd):

@@ -1,4 +1,4 @@
-"""The textbook layers that every network shares: linear, layer norm, GELU, convolution.
+"""The textbook layers that every network shares: linear, norms, GELU, softmax, convolution, plain attention.
 
 ``fast`` takes these from ``torch.nn``; here they are written out, so that nothing is left to a library's default.
 ``weights`` is always a flat dict of arrays; ``subset`` picks the part that belongs to one layer.
@@ -50,3 +50,34 @@ def convolution_3x3_stride_2(x, weights):
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]  # (C_in, h', w', 3, 3)
     return np.einsum("ihwyx,oiyx->ohw", windows, weights["weight"], optimize=True) + weights["bias"][:, None, None]
+
+
+def relu(x):
+    """Return x where it is positive, else 0."""
+    return np.maximum(x, 0.0)
+
+
+def log_softmax(logits):
+    """Return log softmax over the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def softplus(x):
+    """Return log(1 + exp(x)) without overflow."""
+    return np.logaddexp(0.0, x)
+
+
+def multihead_attention(query, key, value, weights, heads, blocked=None):
+    """Plain attention: query (q, D), key and value (n, D), blocked (q, n) bool or None -> (q, D).
+
+    ``in_proj_weight`` and ``in_proj_bias`` hold query, key and value projections, one below the other.
+    """
+    w, b = np.split(weights["in_proj_weight"], 3), np.split(weights["in_proj_bias"], 3)
+    q, k, v = ((x @ wi.T + bi).reshape(len(x), heads, -1) for x, wi, bi in zip((query, key, value), w, b, strict=True))
+    logits = np.einsum("qhd,nhd->hqn", q, k) / np.sqrt(q.shape[-1])
+    if blocked is not None:
+        logits = np.where(blocked, -np.inf, logits)
+    weight = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weight /= weight.sum(axis=-1, keepdims=True)
+    return linear(np.einsum("hqn,nhd->qhd", weight, v).reshape(len(query), -1), subset(weights, "out_proj"))

@@ -10,7 +10,7 @@ import numpy as np
 
 from .deformable import deformable_attention, lookup_table
 from .interpolation import shepard
-from .layers import layer_norm, linear, subset
+from .layers import layer_norm, linear, multihead_attention, relu, subset
 from .pointconv import pointconv
 
 
@@ -54,15 +54,10 @@ def sine_embedding(positions, channels, largest=None):
     return np.concatenate([np.sin(parts), np.cos(parts)], axis=-1).reshape(len(positions), channels)
 
 
-def relu(x):
-    """Return x where it is positive, else 0."""
-    return np.maximum(x, 0.0)
-
-
-def encoder_layer(source, position_code, positions, level_sizes, canvas, weights, config):
+def encoder_layer(source, code, positions, level_sizes, canvas, weights, config):
     """One layer of the pixel decoder's encoder, norms after the sums: source (n, D) -> (n, D)."""
     update = deformable_attention(
-        source + position_code,
+        source + code,
         positions,
         source,
         level_sizes,
@@ -130,21 +125,6 @@ def _level_codes(positions, channels, largest):
 def _nearest_at(cells, positions, canvas):
     """Nearest 4 tokens of some cells of the canvas."""
     return lookup_table(positions, canvas)[cells[:, 1] * canvas[1] + cells[:, 0]]
-
-
-def multihead_attention(query, key, value, weights, heads, blocked=None):
-    """Plain attention: query (q, D), key and value (n, D), blocked (q, n) bool or None -> (q, D).
-
-    ``in_proj_weight`` and ``in_proj_bias`` hold query, key and value projections, one below the other.
-    """
-    w, b = np.split(weights["in_proj_weight"], 3), np.split(weights["in_proj_bias"], 3)
-    q, k, v = ((x @ wi.T + bi).reshape(len(x), heads, -1) for x, wi, bi in zip((query, key, value), w, b, strict=True))
-    logits = np.einsum("qhd,nhd->hqn", q, k) / np.sqrt(q.shape[-1])
-    if blocked is not None:
-        logits = np.where(blocked, -np.inf, logits)
-    weight = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    weight /= weight.sum(axis=-1, keepdims=True)
-    return linear(np.einsum("hqn,nhd->qhd", weight, v).reshape(len(query), -1), subset(weights, "out_proj"))
 
 
 def blocked_by(mask_logits):

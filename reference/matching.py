@@ -6,7 +6,7 @@ Masks are compared at sampled points only. All logits are in natural units; targ
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .layers import sigmoid
+from .layers import log_softmax, sigmoid, softplus
 
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0
 NO_OBJECT_WEIGHT = 0.1
@@ -23,17 +23,6 @@ def sample_points(maps, points):
         share = (1 - np.abs(x - x0 - dx)) * (1 - np.abs(y - y0 - dy))
         out = out + share * padded[:, np.clip(y0 + dy + 1, 0, h + 1), np.clip(x0 + dx + 1, 0, w + 1)]
     return out
-
-
-def log_softmax(logits):
-    """Return log softmax over the last axis."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
-def softplus(x):
-    """Return log(1 + exp(x)) without overflow."""
-    return np.logaddexp(0.0, x)
 
 
 def matching_costs(class_logits, mask_logits, labels, targets):

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .layers import sigmoid
-from .matching import log_softmax
+from .layers import log_softmax, sigmoid
 
 
 @dataclass(frozen=True)
