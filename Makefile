@@ -1,9 +1,10 @@
 # make demo, make test: each sets up its own environment in .venv first (needs Python 3.11 or newer, nothing else).
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+NEW_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p $(NEW_ENOUGH) 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/installed
 	$(RUN) -m train.demo
@@ -11,13 +12,16 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(RUN) -m pytest
 
+bench: $(VENV)/installed
+	$(RUN) -m benchmarks.forward
+
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12"; exit 2; }
+	@$(or $(PYTHON),false) $(NEW_ENOUGH) || \
+		{ echo "error: no Python 3.11 or newer was found; name one: make PYTHON=/path/to/python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,test]"
 	@touch $@
