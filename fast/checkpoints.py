@@ -3,6 +3,8 @@
 import pickle
 import re
 import warnings
+import zipfile
+from _codecs import encode
 from collections import OrderedDict
 from pathlib import Path
 
@@ -84,7 +86,8 @@ def load(path):
     Parameters
     ----------
     path : str or Path
-        A file of ``torch.save`` or, with safetensors installed, ``*.safetensors``.
+        A file of ``torch.save``, a pickle of arrays ``*.pkl`` as detectron2 writes it or, with safetensors installed,
+        ``*.safetensors``.
 
     Returns
     -------
@@ -104,6 +107,8 @@ def load(path):
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
+    if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
+        return _load_pickle(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_plain_types()):
             warnings.simplefilter("ignore")  # of torch, on unusual pickle protocols: what it cannot read, it refuses
@@ -145,6 +150,37 @@ def _load_safetensors(path):
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or corrupted ({error})") from None
+
+
+def _load_pickle(path):
+    """Read a plain pickle of a dict of arrays; whatever names anything but arrays and plain containers is refused."""
+    pairs = (entry if isinstance(entry, tuple) else (entry, None) for entry in [*_plain_types(), OrderedDict, encode])
+    known = {name or f"{item.__module__}.{item.__name__}": item for item, name in pairs}
+
+    class PlainUnpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            if f"{module}.{name}" not in known:
+                what = f"reading it would run {module}.{name}; only arrays and plain containers are read"
+                raise CheckpointError(f"{path} was refused: {what}")
+            return known[f"{module}.{name}"]
+
+    try:
+        with path.open("rb") as file:
+            content = PlainUnpickler(file, encoding="latin1").load()
+    except CheckpointError:
+        raise
+    except Exception as error:  # bytes at random raise nearly anything
+        raise CheckpointError(f"{path} is truncated or corrupted ({type(error).__name__}: {str(error)[:80]})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of weights")
+    return _tensors(content)
+
+
+def _tensors(value):
+    """Turn the numeric arrays of nested dicts into tensors."""
+    if isinstance(value, dict):
+        return {name: _tensors(item) for name, item in value.items()}
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
 
 
 def from_official(state_dict):

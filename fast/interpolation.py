@@ -26,8 +26,9 @@ def shepard_weights(points, neighbors, half_power=HALF_POWER):
         w = u / sum u with u = 1 / ((d^2)^a + 1e-11).
     """
     wide = torch.promote_types(points.dtype, torch.float32) if points.is_floating_point() else torch.float32
-    offset = neighbors.to(wide) - points.to(wide)[..., None, :]
-    u = 1 / (offset.square().sum(dim=-1) ** half_power + FLOOR)
+    squared = (neighbors.to(wide) - points.to(wide)[..., None, :]).square().sum(dim=-1)
+    own = squared == 0  # kept out of the power, whose gradient at 0 is not finite once a < 1
+    u = 1 / ((squared.masked_fill(own, 1) ** half_power).masked_fill(own, 0) + FLOOR)
     return u / u.sum(dim=-1, keepdim=True)
 
 

@@ -3,16 +3,17 @@
 Levels 0, 1, 2 are the backbone's token sets res5, res4, res3, everywhere.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from .deformable import DeformableAttention, lookup_table
+from .deformable import LOOKUPS, DeformableAttention, lookup_table
 from .interpolation import shepard
 from .pointconv import PointConv
 
 LEVELS = 3
+SINE_MAXIMA = ("image", "batch")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,17 @@ class HeadConfig:
     decoder_ffn: int = 2048
     lookup: str = "rounded"  # or "exact": see deformable.py
     sine_max: str = "image"  # or "batch": what the sine code's positions are divided by
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, int) and not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{field.name} must be a whole number, at least 1, not {value!r}")
+        if self.hidden_dim % 4 or self.hidden_dim % self.heads:
+            raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of 4 and of heads {self.heads}")
+        for name, known in (("lookup", LOOKUPS), ("sine_max", SINE_MAXIMA)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
 
 
 def sine_embedding(positions, channels, largest=None, dtype=torch.float32):

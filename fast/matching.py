@@ -169,4 +169,4 @@ class SetLoss(nn.Module):
         points = torch.rand(1, self.points, 2, device=masks.device, generator=generator)
         targets = sample_points(objects.masks.to(masks.dtype), points)
         costs = matching_costs(classes, sample_points(masks, points), objects.labels, targets)
-        return match(torch.nan_to_num(costs, nan=0.0, posinf=1e10, neginf=-1e10))
+        return match(costs.nan_to_num(nan=1e10, posinf=1e10, neginf=1e10))  # the last that anyone would choose

@@ -1,6 +1,6 @@
 """From class and mask logits to semantic, instance and panoptic results (Cheng et al., Mask2Former, appendix).
 
-One image at a time.
+One image at a time, in at least float32 whatever the dtype of the logits.
 """
 
 from dataclasses import dataclass
@@ -21,13 +21,18 @@ class Segment:
 
 def resize_bilinear(maps, size):
     """Resize maps (q, h, w) to size (H, W): bilinear between pixel centres, edges held."""
-    return interpolate(maps[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+    return interpolate(_wide(maps)[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+
+
+def _wide(x):
+    """Return x in at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def semantic(class_logits, mask_logits):
     """Per-pixel class scores: class logits (q, classes + 1), mask logits (q, H, W) -> (classes, H, W)."""
-    prob = class_logits.softmax(dim=-1)[:, :-1]
-    return torch.einsum("qc,qhw->chw", prob, mask_logits.sigmoid())
+    prob = _wide(class_logits).softmax(dim=-1)[:, :-1]
+    return torch.einsum("qc,qhw->chw", prob, _wide(mask_logits).sigmoid())
 
 
 def instances(class_logits, mask_logits, top=100):
@@ -46,11 +51,12 @@ def instances(class_logits, mask_logits, top=100):
     labels : (r,) int64 tensor
     masks : (r, H, W) bool tensor
     """
-    prob = class_logits.softmax(dim=-1)[:, :-1]
+    prob, mask_logits = _wide(class_logits).softmax(dim=-1)[:, :-1], _wide(mask_logits)
     best = prob.flatten().argsort(descending=True, stable=True)[:top]
     query, labels = best // prob.shape[1], best % prob.shape[1]
     masks = mask_logits[query] > 0
-    inside = (mask_logits[query].sigmoid() * masks).sum(dim=(1, 2)) / (masks.sum(dim=(1, 2)) + 1e-6)
+    area = masks.sum(dim=(1, 2), dtype=mask_logits.dtype) + 1e-6
+    inside = (mask_logits[query].sigmoid() * masks).sum(dim=(1, 2)) / area
     return prob.flatten()[best] * inside, labels, masks
 
 
@@ -74,12 +80,12 @@ def panoptic(class_logits, mask_logits, things, object_threshold=0.8, overlap_th
         Segment numbers, 0 where there is none.
     segments : list of Segment
     """
-    scores, labels = class_logits.softmax(dim=-1).max(dim=-1)
+    scores, labels = _wide(class_logits).softmax(dim=-1).max(dim=-1)
     kept = ((labels != class_logits.shape[1] - 1) & (scores > object_threshold)).nonzero().flatten()
     result, segments, stuff = torch.zeros_like(mask_logits[0], dtype=torch.int64), [], {}
     if len(kept) == 0:
         return result, segments
-    mask_prob = mask_logits[kept].sigmoid()
+    mask_prob = _wide(mask_logits[kept]).sigmoid()
     owner = (scores[kept, None, None] * mask_prob).argmax(dim=0)
     for i, query in enumerate(kept.tolist()):
         whole, owned = mask_prob[i] >= 0.5, owner == i

@@ -25,6 +25,8 @@ def draw(key, shape):
         value = 0.5 + 0.1 * z
     elif last in ("blank_k", "blank_v"):
         value = z
+    elif last == "shepard_power":
+        value = 3 + 0.1 * z
     elif len(shape) >= 2:
         value = z / np.sqrt(np.prod(shape[1:])) * (0.1 if any(part in key for part in SMALL_PARTS) else 1)
     else:
@@ -41,7 +43,8 @@ def fill(module, seed=0, dtype=torch.float32):
     """Fill a module with non-trivial random weights rounded to ``dtype`` and return them.
 
     Matrices keep their outputs near the size of their inputs (those that read positions in cells: a tenth of it); gains
-    and scales are 1 +- 0.3; biases and blank tokens 0.3 wide; running variances above 0.5.
+    and scales are 1 +- 0.3; biases and blank tokens 0.3 wide; running variances above 0.5; half the Shepard power 3 and
+    temperatures 0.1, each within a tenth or so.
 
     Returns
     -------
@@ -59,8 +62,10 @@ def fill(module, seed=0, dtype=torch.float32):
 def _nontrivial(name, z):
     if name.endswith("running_var"):
         return 0.5 + abs(z)
+    if name.endswith(("shepard_power", "temperature")):
+        return (3 if name.endswith("shepard_power") else 0.1) * (1 + 0.1 * z)
     if z.ndim >= 2:
-        tenth = 0.1 if name.startswith(("position.", "weight_net.0")) or ".position." in name else 1.0
+        tenth = 0.1 if name.startswith("position.") or ".position." in name or "weight_net.0" in name else 1.0
         return tenth * z / np.sqrt(np.prod(z.shape[1:]))
     is_gain = name.endswith((".weight", "scale1", "scale2")) or name == "weight"
     return 1 + 0.3 * z if is_gain else 0.3 * z
