@@ -5,6 +5,8 @@ on any device, and ``parity_tests`` hold the two together. Read the files in the
 
     image -> patch_embedding -> [ curves -> clustering -> neighborhoods -> position -> attention
                                   -> grid_prior -> selection -> merging ] x 4 stages -> backbone
+    backbone -> [ interpolation -> pointconv, deformable ] -> mask2former -> matching, postprocess
+    backbone -> soft_clusters -> hcformer -> matching, postprocess
 
 Source: C. Ziwen et al., "AutoFocusFormer: Image Segmentation off the Grid", CVPR 2023.
 
@@ -34,4 +36,8 @@ Glossary (symbol, meaning, unit, section of the paper)
     K          tokens kept by a merge: int(n * rate)
     reserved   tokens on the coarse grid of spacing 2^(stage + 1), always kept                          sec. 3.3.2
     W(.)       four merging weights from a relative position                                            Eq. 4
+    D          channels of a segmentation head                                                          sec. 4.1
+    q          queries, each of which may become one segment
+    a          half the power of the distance in Shepard interpolation                                  sec. 4.1
+    A          soft assignment of a fine token to merged ones (HCFormer)                                ref. 34
 """
