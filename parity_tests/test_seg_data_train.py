@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fast.matching import Objects
 from torch.utils.data import DataLoader
 
+from fast.matching import Objects
 from parity_tests import seg_trees as trees
 from parity_tests.seg_trees import bands
 from train.batches import BadImages

@@ -213,3 +213,13 @@ def test_truncated_shard_and_missing_label_are_named(tmp_path):
 def test_no_images_at_all_says_what_is_expected():
     with pytest.raises(UserError, match="pass --data PATH"):
         open_samples(load_config("imagenet_mini"), "train")
+
+
+def test_the_first_epochs_may_train_on_easier_digits_and_validation_never_does():
+    more = ["--data.first_epochs", "1", "--data.digits_first", "{background: 0, noise: 0}"]
+    config = load_config("digits_smoke", more)
+    first, later = (np.asarray(open_samples(config, "train").source.load(7, epoch)[0]) for epoch in (0, 1))
+    grey = first[..., :1] == first
+    assert grey.all() and len(np.unique(first)) < len(np.unique(later))  # flat grey, then a photograph with noise
+    plain = open_samples(load_config("digits_smoke"), "val").source.load(7)[0]
+    assert (np.asarray(open_samples(config, "val").source.load(7)[0]) == np.asarray(plain)).all()

@@ -9,6 +9,7 @@ import torch
 
 from train.build import set_batch_norm
 from train.checkpoint import read_file
+from train.classification import Classification
 from train.config import load_config
 from train.distributed import Ranks
 from train.engine import train
@@ -31,7 +32,8 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
     run = train(load_config("digits_smoke", [*OPTIONS, "--run.output", str(tmp_path / "one")]))
     two, one = (read_file(tmp_path / name / "last.pt") for name in ("two", "one"))
     assert len(two["random"]) == 2
-    start = Run(load_config("digits_smoke", OPTIONS), Ranks("cpu")).model.state_dict()
+    config = load_config("digits_smoke", OPTIONS)
+    start = Run(config, Ranks("cpu"), Classification(config)).model.state_dict()
     moved = {name: (weight - start[name]).abs().max().item() for name, weight in one["model"].items()}
     assert max(moved.values()) > 1e-3
     for name, weight in one["model"].items():

@@ -2,14 +2,20 @@
 
 Commands (each has ``--help``):
 
-================================  ==============================================================
-``python -m train.classify``      train and evaluate a classifier by a config of ``train/configs``
-``python -m train.evaluate``      top-1 and top-5 of a checkpoint
-``python -m train.show IMAGE``    draw which tokens each stage kept, and the clusters
-``python -m train.demo``          the five-minute demonstration behind ``make demo``
-================================  ==============================================================
+=================================  =============================================================
+``python -m train.classify``       train and evaluate a classifier by a config of ``train/configs``
+``python -m train.evaluate``       top-1 and top-5 of a checkpoint
+``python -m train.show IMAGE``     draw which tokens each stage kept, and the clusters
+``python -m train.demo``           the classifier's demonstration, five minutes
+``python -m train.check_data``     what a segmentation data set holds, and what is wrong with it
+``python -m train.segment``        train and judge a segmenter by ``train/configs/segmentation``
+``python -m train.predict PATH``   segment pictures: overlays and run lengths
+``python -m train.demo_segment``   the segmenter's demonstration, eight minutes
+=================================  =============================================================
 
 Files, in reading order: ``config`` (what a run is), ``data`` and ``shards`` (where images come from), ``batches``
-(in which order), ``build`` (model, optimiser, schedule), ``engine`` (the loop), ``checkpoint`` (what survives a kill).
+(in which order), ``task`` (what classification and segmentation each bring), ``build`` and ``classification`` (model,
+optimiser, schedule, loss), ``run`` and ``engine`` (the loop), ``checkpoint`` (what survives a kill); then the
+subpackage ``segmentation``, whose task is in ``segmentation.trainer``.
 Augmentation is a function of (seed, epoch, image number) alone, so the number of workers changes no result.
 """

@@ -13,13 +13,13 @@ import numpy as np
 from torch import Generator
 from torch.utils.data import DataLoader
 
-from .config import Config
-from .data import Batch, Samples, collate
+from .config import Section
+from .data import Batch, Samples
 from .distributed import Ranks
 from .errors import UserError
 
 
-def accumulation(config: Config, ranks: Ranks) -> int:
+def accumulation(config: Section, ranks: Ranks) -> int:
     """Give the number of forward passes per update and rank: total batch / (batch size x ranks)."""
     total, each = config.run.total_batch, config.run.batch_size * ranks.size
     if total % each:
@@ -30,7 +30,7 @@ def accumulation(config: Config, ranks: Ranks) -> int:
     return total // each
 
 
-def updates_per_epoch(samples: Samples, config: Config) -> int:
+def updates_per_epoch(samples: Samples, config: Section) -> int:
     """Give the number of whole batches an epoch has; what is left over waits for the next epoch's shuffle."""
     if len(samples) < config.run.total_batch:
         raise UserError(
@@ -46,12 +46,12 @@ class TrainKeys:
     Parameters
     ----------
     samples : Samples
-    config : Config
+    config : Section
     ranks : Ranks
     epoch, start : int
     """
 
-    def __init__(self, samples: Samples, config: Config, ranks: Ranks, epoch: int, start: int):
+    def __init__(self, samples: Samples, config: Section, ranks: Ranks, epoch: int, start: int):
         total, pieces = config.run.total_batch, accumulation(config, ranks)
         order = samples.source.order(np.random.default_rng([config.run.seed, epoch]))
         updates = updates_per_epoch(samples, config)
@@ -80,14 +80,14 @@ class EvalKeys:
             yield [(0, int(index)) for index in self.mine[first : first + self.batch_size]]
 
 
-def load(samples: Samples, keys, config: Config, cuda: bool) -> Iterator[Batch]:
+def load(samples: Samples, keys, config: Section, cuda: bool) -> Iterator[Batch]:
     """Read batches ahead in worker processes.
 
     Parameters
     ----------
     samples : Samples
     keys : TrainKeys or EvalKeys
-    config : Config
+    config : Section
     cuda : bool
         Whether batches go to a GPU, that is, are put in pinned memory.
 
@@ -104,19 +104,14 @@ def load(samples: Samples, keys, config: Config, cuda: bool) -> Iterator[Batch]:
         samples,
         batch_sampler=keys,
         num_workers=config.data.workers,
-        collate_fn=collate,
+        collate_fn=samples.collate,
         worker_init_fn=leave_signals_to_parent,
         generator=Generator(),  # its own, so that opening a loader draws nothing from the run's generator
     )
     for batch in loader:
         if batch.images is None:
             raise unreadable(samples, batch)
-        yield pinned(batch) if cuda else batch
-
-
-def pinned(batch: Batch) -> Batch:
-    """Put a batch into pinned memory, from which copies to a GPU overlap with computing."""
-    return Batch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.asked, batch.used)
+        yield batch.pinned() if cuda else batch
 
 
 def unreadable(samples: Samples, batch: Batch) -> UserError:

@@ -18,6 +18,8 @@ import torch
 from .errors import UserError, one_line
 
 KIND = "autofocusformer training checkpoint 1"
+SEGMENTER = "autofocusformer segmentation checkpoint 1"
+COMMANDS = {KIND: "train.classify", SEGMENTER: "train.segment"}
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
@@ -65,12 +67,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_file(path: Path) -> dict:
+def read_file(path: Path, kind: str = KIND) -> dict:
     """Read a checkpoint of this project, never running code from it.
 
     Parameters
     ----------
     path : Path
+    kind : str
+        What the checkpoint must say it is: one of COMMANDS.
 
     Returns
     -------
@@ -93,8 +97,10 @@ def read_file(path: Path) -> dict:
         raise UserError(f"checkpoint {path} is truncated or damaged{beside(path)} ({one_line(error)})") from error
     except pickle.UnpicklingError as error:
         raise UserError(f"checkpoint {path} is refused: it holds more than tensors{beside(path)}") from error
-    if not isinstance(state, dict) or state.get("kind") != KIND:
-        raise UserError(f"{path} is no checkpoint of train.classify (official weights: see --official){beside(path)}")
+    found = state.get("kind") if isinstance(state, dict) else None
+    if found != kind:
+        other = f", but of {COMMANDS[found]}" if found in COMMANDS else " (official weights: see --official)"
+        raise UserError(f"{path} is no checkpoint of {COMMANDS[kind]}{other}{beside(path)}")
     return state
 
 

@@ -7,7 +7,7 @@ the images under PATH (several disks: ``--data /a,/b``).
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -48,6 +48,8 @@ class Data(Section):
     shuffle_block: int = Field(16, ge=1, description="shards mixed with one another at a time")
     on_bad_image: Literal["skip", "stop"] = Field("skip", description="skip: use the next readable image, and count")
     digits: dict[str, Any] = Field({}, description="fields of DigitsConfig, for source: digits")
+    digits_first: dict[str, Any] = Field({}, description="fields of DigitsConfig that differ in the first epochs")
+    first_epochs: int = Field(0, ge=0, description="epochs that train on digits_first, for source: digits")
     train_length: int = Field(10000, ge=1, description="pictures an epoch, for source: digits")
     val_length: int = Field(1000, ge=1, description="validation pictures, for source: digits")
 
@@ -108,7 +110,9 @@ class Run(Section):
 
 
 class Config(Section):
-    """A whole run."""
+    """A whole run of train.classify."""
+
+    folder: ClassVar[Path] = CONFIGS
 
     model: Model = Model()
     data: Data = Data()
@@ -125,56 +129,60 @@ class Config(Section):
         return self
 
 
-def config_names() -> list[str]:
-    """List the names of the configs that come with the project."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+def config_names(kind: type[Section] = Config) -> list[str]:
+    """List the names of the configs of a kind that come with the project."""
+    return sorted(path.stem for path in kind.folder.glob("*.yaml"))
 
 
-def load_config(name: str, overrides: list[str] = ()) -> Config:
+def load_config(name: str, overrides: list[str] = (), kind: type[Section] = Config):
     """Read a config and apply command-line overrides.
 
     Parameters
     ----------
     name : str
-        A name of ``config_names()`` or the path of a YAML file.
+        A name of ``config_names(kind)`` or the path of a YAML file.
     overrides : list of str
         Alternating ``--section.key`` and value, or ``--section.key=value``.
+    kind : type
+        The sections expected: this file's Config, or another with a ``folder`` of YAML files.
 
     Returns
     -------
     Config
+        Of ``kind``.
 
     Raises
     ------
     UserError
         Unknown config, key or value, each named in one line.
     """
-    return override(read_yaml(find_config(name)), overrides)
+    return override(read_yaml(find_config(name, kind), kind), overrides, kind)
 
 
-def override(values: dict, overrides: list[str]) -> Config:
+def override(values: dict, overrides: list[str], kind: type[Section] = Config):
     """Make a Config of nested dicts (of a file or a checkpoint) and command-line overrides."""
     for key, text in pair_overrides(overrides):
         put_override(values, key, text)
-    return check_config(values)
+    return check_config(values, kind)
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, kind: type[Section] = Config) -> Path:
     """Find a config's file by name or path."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIGS / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else kind.folder / f"{name}.yaml"
     if path.is_file():
         return path
-    raise UserError(f"no config {name!r}{closest(name, config_names())}; there are: {', '.join(config_names())}")
+    names = config_names(kind)
+    raise UserError(f"no config {name!r}{closest(name, names)}; there are: {', '.join(names)}")
 
 
-def read_yaml(path: Path) -> dict:
+def read_yaml(path: Path, kind: type[Section] = Config) -> dict:
     """Read a YAML file that holds a mapping of sections."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold sections ({', '.join(Config.model_fields)}), not a {type(values).__name__}")
+        raise UserError(f"{path} must hold sections ({', '.join(kind.model_fields)}), not a {type(values).__name__}")
     return values
 
 
@@ -219,41 +227,41 @@ def read_value(key: str, text: str):
         return value
 
 
-def check_config(values: dict) -> Config:
+def check_config(values: dict, kind: type[Section] = Config):
     """Turn nested dicts into a Config, or name the first key that is wrong."""
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(describe(error.errors()[0], values)) from error
+        raise UserError(describe(error.errors()[0], known_keys(kind))) from error
 
 
-def describe(problem: dict, values: dict) -> str:
+def describe(problem: dict, known: dict[str, str]) -> str:
     """Put one of pydantic's problems into one line."""
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{closest(key, known_keys())}"
-    if not key:
+        return f"unknown key {key!r}{closest(key, known)}"
+    if not key or problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     return f"{key}: {problem['msg']} (it is {problem['input']!r})"
 
 
-def known_keys() -> dict[str, str]:
+def known_keys(kind: type[Section] = Config) -> dict[str, str]:
     """Map every dotted key to its description."""
     return {
         f"{name}.{key}": field.description
-        for name, section in Config.model_fields.items()
+        for name, section in kind.model_fields.items()
         for key, field in section.annotation.model_fields.items()
     }
 
 
-def help_text() -> str:
+def help_text(kind: type[Section] = Config) -> str:
     """List every key with default and description, for ``--help``."""
     lines = ["overrides (also the keys of a config file), with their defaults:"]
-    for key, description in known_keys().items():
+    defaults = kind()
+    for key, description in known_keys(kind).items():
         section, name = key.split(".")
-        default = getattr(getattr(Config(), section), name)
-        lines.append(f"  --{key:28} {description} [{default}]")
-    return "\n".join(lines) + f"\nconfigs: {', '.join(config_names())}"
+        lines.append(f"  --{key:28} {description} [{getattr(getattr(defaults, section), name)}]")
+    return "\n".join(lines) + f"\nconfigs: {', '.join(config_names(kind))}"
 
 
 def closest(name: str, known) -> str:

@@ -91,9 +91,12 @@ class Digits:
 
         data, epochs = config.data, config.schedule.epochs if split == "train" else 1
         self.split, self.length, self.num_classes = split, getattr(data, f"{split}_length"), 10
-        look = {key: tuple(value) if isinstance(value, list) else value for key, value in data.digits.items()}
+        self.first_epochs = data.first_epochs if split == "train" else 0
         try:
-            self.pictures = ScatteredDigits(DigitsConfig(**look), split, self.length * epochs, config.run.seed)
+            looks = [DigitsConfig(**look) for look in (data.digits, data.digits | data.digits_first)]
+            length, seed = self.length * epochs, config.run.seed
+            self.pictures = ScatteredDigits(looks[0], split, length, seed)
+            self.first_pictures = ScatteredDigits(looks[1], split, length, seed) if self.first_epochs else None
         except (TypeError, ValueError) as error:
             raise UserError(f"data.digits: {one_line(error)}") from error
 
@@ -106,7 +109,8 @@ class Digits:
 
     def load(self, index: int, epoch: int = 0):
         """Render a picture: (RGB picture, digit)."""
-        return self.pictures[epoch * self.length + index]
+        pictures = self.first_pictures if epoch < self.first_epochs else self.pictures
+        return pictures[epoch * self.length + index]
 
     def order(self, generator: np.random.Generator) -> np.ndarray:
         """Draw one epoch's order of the pictures, (n,) int64."""
@@ -126,6 +130,31 @@ class Sample:
     used: int
 
 
+@dataclass
+class Batch:
+    """Images (B, 3, s, s) float32, labels (B,) int64, and the numbers asked for and used."""
+
+    images: torch.Tensor | None
+    labels: torch.Tensor
+    asked: list[int]
+    used: list[int]
+
+    def pinned(self) -> "Batch":
+        """Copy into pinned memory, from which copies to a GPU overlap with computing."""
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.asked, self.used)
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Put samples together; images is None where one is to stop the run."""
+    images = [sample.image for sample in samples]
+    return Batch(
+        None if any(image is None for image in images) else torch.stack(images),
+        torch.tensor([sample.label for sample in samples]),
+        [sample.asked for sample in samples],
+        [sample.used for sample in samples],
+    )
+
+
 class Samples(Dataset):
     """A source with transforms, whose randomness is a function of (seed, epoch, index) alone.
 
@@ -138,6 +167,8 @@ class Samples(Dataset):
     on_bad_image : str
         "skip": the next readable image takes an unreadable one's place. "stop": the batch says that it failed.
     """
+
+    collate = staticmethod(collate)
 
     def __init__(self, source, transform, seed: int, on_bad_image: str):
         self.source, self.transform, self.seed, self.on_bad_image = source, transform, seed, on_bad_image
@@ -165,27 +196,6 @@ class Samples(Dataset):
             return self.source.load(index, epoch)
         except READ_ERRORS as error:
             raise ImageError(f"cannot read image {self.source.name(index)}: {one_line(error)}") from error
-
-
-@dataclass
-class Batch:
-    """Images (B, 3, s, s) float32, labels (B,) int64, and the numbers asked for and used."""
-
-    images: torch.Tensor | None
-    labels: torch.Tensor
-    asked: list[int]
-    used: list[int]
-
-
-def collate(samples: list[Sample]) -> Batch:
-    """Put samples together; images is None where one is to stop the run."""
-    images = [sample.image for sample in samples]
-    return Batch(
-        None if any(image is None for image in images) else torch.stack(images),
-        torch.tensor([sample.label for sample in samples]),
-        [sample.asked for sample in samples],
-        [sample.used for sample in samples],
-    )
 
 
 @contextmanager

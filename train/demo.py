@@ -19,13 +19,13 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 from .build import build_model
-from .classify import clear
 from .config import Config, load_config
 from .digits import DigitsConfig, ScatteredDigits
 from .drawing import bare, draw_tokens
 from .engine import Run, train
 from .errors import Parser, UserError, run_command
 from .focus import measure_focus
+from .launch import clear
 from .show import find_tokens, save_figure, to_input
 
 ENOUGH = 0.8
@@ -64,7 +64,9 @@ def measure(model: nn.Module, config: Config) -> list[float]:
     from .data import open_source
 
     source = open_source(config, "val")
-    return [focus.ratio for focus in measure_focus(model, source.pictures, len(source))]
+    model.eval()
+    found = measure_focus(lambda images: model.run_stages(images)[0], source.pictures, len(source))
+    return [focus.ratio for focus in found]
 
 
 def summarise(run: Run, seconds: float, untrained: list[float], trained: list[float]) -> dict:
@@ -95,10 +97,19 @@ def describe(report: dict, config: Config) -> str:
             f"training             {report['training_pictures']:,} pictures in {report['minutes']:.1f} minutes, "
             f"{report['threads']} threads",
             f"how hard             {', '.join(f'{key} {value}' for key, value in look.items())}",
+            f"  easier at first    {easier(config)}",
             f"focus ratio          {merges}   (tokens per area, in the digit's box over outside; blind choice: 1)",
             f"  before training    {before}",
             f"picture              {Path(config.run.output) / 'grid.png'}",
         ]
+    )
+
+
+def easier(config: Config) -> str:
+    """Say which pictures the first epochs train on."""
+    first = ", ".join(f"{key} {value}" for key, value in config.data.digits_first.items())
+    return (
+        f"{config.data.first_epochs} of {config.schedule.epochs} epochs: {first}" if config.data.first_epochs else "no"
     )
 
 

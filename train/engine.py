@@ -12,26 +12,30 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .batches import TrainKeys, grouped, load
-from .build import peak_rate, set_training
+from .batches import grouped, load
+from .build import set_training
 from .checkpoint import LAST
-from .config import Config
-from .data import Batch
+from .classification import Classification
+from .config import Section
 from .distributed import Ranks
 from .errors import Interrupted, UserError
-from .evaluation import autocast, evaluate
+from .evaluation import autocast
 from .log import Log, Pace
 from .run import Run
+from .task import Task
 
 
-def train(config: Config, resume: Path | None = None) -> Run:
+def train(config: Section, resume: Path | None = None, task: Task | None = None) -> Run:
     """Train and evaluate as a config says.
 
     Parameters
     ----------
-    config : Config
+    config : Section
+        A Config of the task's kind.
     resume : Path, optional
         Checkpoint to go on from.
+    task : Task, optional
+        By default classification.
 
     Returns
     -------
@@ -47,7 +51,7 @@ def train(config: Config, resume: Path | None = None) -> Run:
     """
     ranks = Ranks(config.run.device)
     try:
-        run = Run(config, ranks)
+        run = Run(config, ranks, task or Classification(config))
         if resume:
             run.restore(resume)
         log = Log(run.folder, ranks.first, config.run.tensorboard, run.done)
@@ -62,29 +66,30 @@ def train(config: Config, resume: Path | None = None) -> Run:
 
 def introduce(run: Run, log: Log, resume: Path | None) -> None:
     """Say what is about to be trained, and how the learning rate and the batch came about."""
-    config, section = run.config, run.config.run
+    config, section, task = run.config, run.config.run, run.task
     size = sum(parameter.numel() for parameter in run.model.parameters())
     log.say(f"{config.model.name}: {size:,} parameters on {run.ranks.device}, {run.ranks.size} process(es)")
-    classes = config.model.num_classes
-    log.say(f"{len(run.train_set):,} training and {len(run.val_set):,} validation images, {classes} classes")
+    for line in task.describe_plan(run):
+        log.say(line)
     log.say(
         f"total batch {section.total_batch} = {section.batch_size} x {run.ranks.size} process(es) x {run.pieces} "
-        f"piece(s); {peak_rate(config)[1]}; {config.schedule.epochs} epochs of {run.updates} updates"
+        f"piece(s); {task.peak_rate(config)[1]}"
     )
     if resume:
-        log.say(f"resumed {resume} at epoch {run.epoch + 1}, update {run.step} of {run.updates}")
+        place, goal = task.place(run)
+        log.say(f"resumed {resume} at {place} of {goal}")
     log.record("run", run.done, config=config.model_dump(mode="json"), resumed=str(resume) if resume else None)
 
 
 def fit(run: Run, log: Log) -> None:
     """Train the epochs that are left, evaluating and saving after each."""
-    schedule, every = run.config.schedule, run.config.run.eval_every
-    pace = Pace(schedule.epochs * run.updates - run.done, run.config.run.total_batch)
-    while run.epoch < schedule.epochs:
+    every = run.task.epochs_between(run.config)
+    pace = Pace(run.total - run.done, run.config.run.total_batch)
+    while run.done < run.total:
         pace.resume()
         train_epoch(run, log, pace)
         pace.pause()
-        if (run.epoch + 1) % every == 0 or run.epoch + 1 == schedule.epochs:
+        if (run.epoch + 1) % every == 0 or run.done >= run.total:
             judge(run, log)
         run.epoch, run.step = run.epoch + 1, 0
         run.save()
@@ -93,9 +98,9 @@ def fit(run: Run, log: Log) -> None:
 def train_epoch(run: Run, log: Log, pace: Pace) -> None:
     """Make the updates that are left of an epoch."""
     section = run.config.run
-    keys = TrainKeys(run.train_set, run.config, run.ranks, run.epoch, run.step)
+    keys = run.task.keys(run)
     set_training(run.model, section.batch_norm)
-    log.start_epoch(run.epoch, run.config.schedule.epochs, run.updates, run.step)
+    log.start_bar(*run.task.place(run), run.step)
     cuda = run.ranks.device.type == "cuda"
     for pieces in grouped(load(run.train_set, keys, run.config, cuda), run.pieces):
         report_bad(run, log, pieces)
@@ -103,23 +108,23 @@ def train_epoch(run: Run, log: Log, pace: Pace) -> None:
         loss, norm, stopped = update(run, pieces)
         run.step += 1
         pace.step()
-        log.advance(loss=f"{loss:.3f}", lr=f"{rate:.2e}", images_s=f"{pace.images_per_second:.0f}", left=pace.time_left)
-        if run.done % section.log_every == 0 or run.step == run.updates:
+        log.advance(loss=f"{loss:.3f}", lr=f"{rate:.2e}", images_s=f"{pace.images_per_second:.1f}", left=pace.time_left)
+        if run.done % section.log_every == 0 or run.step == run.updates or run.done == run.total:
             report(run, log, pace, loss, norm, rate)
         if stopped:
             leave(run)
         if run.done % section.save_every == 0:
             run.save()
-    log.end_epoch()
+    log.end_bar()
 
 
-def update(run: Run, pieces: list[Batch]) -> tuple[float, float, bool]:
+def update(run: Run, pieces: list) -> tuple[float, float, bool]:
     """Make one update of the weights.
 
     Parameters
     ----------
     run : Run
-    pieces : list of Batch
+    pieces : list of batches
         This rank's part of the batch.
 
     Returns
@@ -132,7 +137,7 @@ def update(run: Run, pieces: list[Batch]) -> tuple[float, float, bool]:
         Whether any rank was asked to stop.
     """
     total = torch.zeros((), device=run.ranks.device)
-    for number, batch in enumerate(pieces, start=1):
+    for number, batch in enumerate(run.task.share(run, pieces), start=1):
         last = number == len(pieces)
         with nullcontext() if last or run.ranks.size == 1 else run.forward.no_sync():
             loss = piece_loss(run, batch) / len(pieces)
@@ -154,17 +159,15 @@ def update(run: Run, pieces: list[Batch]) -> tuple[float, float, bool]:
     return mean, norm, stop > 0
 
 
-def piece_loss(run: Run, batch: Batch) -> torch.Tensor:
+def piece_loss(run: Run, batch) -> torch.Tensor:
     """Compute the mean loss of a piece of the batch."""
-    images, labels = (tensor.to(run.ranks.device, non_blocking=True) for tensor in (batch.images, batch.labels))
-    if run.mixup:
-        images, labels = run.mixup(images, labels)
+    images, targets = run.task.targets(run, batch)
     with autocast(run.config, run.ranks):
-        logits = run.forward(images)
-    return run.loss(logits.float(), labels)
+        output = run.forward(images)
+    return run.task.loss(run, output, targets)
 
 
-def not_finite(run: Run, what: str, value: float, pieces: list[Batch]) -> UserError:
+def not_finite(run: Run, what: str, value: float, pieces: list) -> UserError:
     """Save which images met a loss or gradient that is not finite; every rank must call it."""
     mine = [run.train_set.source.name(index) for batch in pieces for index in batch.used]
     images = [name for names in run.ranks.gather(mine) for name in names]
@@ -173,12 +176,12 @@ def not_finite(run: Run, what: str, value: float, pieces: list[Batch]) -> UserEr
     if run.ranks.first:
         path.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return UserError(
-        f"{what} is {value} at epoch {run.epoch + 1}, update {run.step} (learning rate {run.rate:g}); nothing was "
+        f"{what} is {value} at {run.task.place(run)[0]} (learning rate {run.rate:g}); nothing was "
         f"updated; the batch's images are listed in {path}; try a lower --optim.lr or --run.amp off"
     )
 
 
-def report_bad(run: Run, log: Log, pieces: list[Batch]) -> None:
+def report_bad(run: Run, log: Log, pieces: list) -> None:
     """Name the images that were skipped."""
     for line in (line for batch in pieces for line in run.bad.note(batch)):
         log.say(line)
@@ -191,10 +194,8 @@ def report(run: Run, log: Log, pace: Pace, loss: float, norm: float, rate: float
     values = {"epoch": run.epoch + 1, "loss": loss, "lr": rate, "grad_norm": shown, "images_per_s": speed}
     log.record("train", run.done, **values, bad_images=bad)
     if log.bar.disable:
-        log.say(
-            f"epoch {run.epoch + 1}/{run.config.schedule.epochs} update {run.step}/{run.updates} loss {loss:.3f} "
-            f"lr {rate:.2e} {speed:.0f} images/s, {pace.time_left} left"
-        )
+        place, goal = run.task.place(run)
+        log.say(f"{place} of {goal}: loss {loss:.3f} lr {rate:.2e} {speed:.1f} images/s, {pace.time_left} left")
 
 
 def judge(run: Run, log: Log) -> None:
@@ -202,26 +203,26 @@ def judge(run: Run, log: Log) -> None:
     networks = {"": run.model} | ({"ema_": run.ema.module} if run.ema else {})
     values, alone = {}, run.ranks.size == 1
     for prefix, network in networks.items():
-        result = evaluate(network, run.val_set, run.config, run.ranks, log.say, lambda: alone and run.stop.signal)
+        result = run.task.evaluate(run, network, log.say, lambda: alone and run.stop.signal is not None)
         if run.ranks.sums([run.stop.signal is not None])[0]:
             leave(run)
         values |= {prefix + name: value for name, value in result.items()}
-        top1 = result.get("top1", 0.0)
+        score = run.task.score(result)
         if prefix or not run.ema:
-            better = top1 >= run.best
-            run.best = max(run.best, top1)
+            better = score >= run.best
+            run.best = max(run.best, score)
             if better:
                 run.save_best(network)
     run.last = values
     log.record("eval", run.done, epoch=run.epoch + 1, **values)
-    shown = ", ".join(f"{name} {100 * values[name]:.2f} %" for name in values if name.endswith(("top1", "top5")))
-    log.say(f"epoch {run.epoch + 1}: {shown or 'no validation image could be read'}; best top1 {100 * run.best:.2f} %")
+    log.say(f"{run.task.place(run)[0]}: {run.task.describe_scores(values, run.best)}")
 
 
 def leave(run: Run) -> None:
     """Save and stop, saying how to go on."""
     run.save()
+    place, goal = run.task.place(run)
     raise Interrupted(
-        f"\nstopped at epoch {run.epoch + 1}, update {run.step} of {run.updates}, and saved {run.folder / LAST}; "
-        f"to go on: python -m train.classify with the same config and options, and --resume"
+        f"\nstopped at {place} of {goal}, and saved {run.folder / LAST}; "
+        f"to go on: python -m {run.task.command} with the same config and options, and --resume"
     )

@@ -8,10 +8,10 @@ Of all validation pictures together:
 which sits on one) is inside a box if its centre is, so that keeping every cell gives exactly 1.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 from .digits import ScatteredDigits
 from .drawing import CELL
@@ -31,21 +31,21 @@ class Focus:
     tokens: list[int] = field(default_factory=lambda: [0, 0])
     cells: list[int] = field(default_factory=lambda: [0, 0])
 
-    def add(self, kept: torch.Tensor, box: tuple[int, int, int, int], canvas: tuple[int, int]) -> None:
+    def add(self, kept: torch.Tensor, boxes, canvas: tuple[int, int]) -> None:
         """Count one picture.
 
         Parameters
         ----------
         kept : Tensor of int64, shape (K, 2)
             (x, y) of the kept tokens in cells.
-        box : tuple of int
-            (x0, y0, x1, y1) in pixels, the last two exclusive.
+        boxes : tuple of int, or list of such
+            One or several (x0, y0, x1, y1) in pixels, the last two exclusive.
         canvas : tuple of int
             (h, w) of the finest grid.
         """
         every = torch.cartesian_prod(torch.arange(canvas[1]), torch.arange(canvas[0]))
         for counts, positions in ((self.tokens, kept), (self.cells, every)):
-            inside = int(is_inside(positions, box).sum())
+            inside = int(is_inside(positions, boxes).sum())
             counts[0] += inside
             counts[1] += len(positions) - inside
 
@@ -56,21 +56,21 @@ class Focus:
         return self.tokens[0] * self.cells[1] / below if below else float("nan")
 
 
-def is_inside(positions: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
-    """Tell for each cell (n, 2) whether its centre is in a box, (n,) bool."""
-    centres = positions * CELL + CELL // 2
-    low, high = torch.tensor(box[:2]), torch.tensor(box[2:])
-    return ((centres >= low) & (centres < high)).all(1)
+def is_inside(positions: torch.Tensor, boxes) -> torch.Tensor:
+    """Tell for each cell (n, 2) whether its centre is in a box, or in any of several, (n,) bool."""
+    centres = (positions * CELL + CELL // 2)[:, None]
+    boxes = torch.tensor(boxes).reshape(-1, 4)
+    return ((centres >= boxes[:, :2]) & (centres < boxes[:, 2:])).all(2).any(1)
 
 
 @torch.no_grad()
-def measure_focus(model: nn.Module, pictures: ScatteredDigits, count: int, batch_size: int = 64) -> list[Focus]:
+def measure_focus(run_stages: Callable, pictures: ScatteredDigits, count: int, batch_size: int = 64) -> list[Focus]:
     """Count where a network keeps its tokens.
 
     Parameters
     ----------
-    model : Module
-        Of ``fast.create_model``, on the CPU.
+    run_stages : callable
+        Images (B, 3, H, W) float32, on the CPU -> StageTokens of each stage.
     pictures : ScatteredDigits
     count : int
         How many pictures, from the first on.
@@ -81,14 +81,13 @@ def measure_focus(model: nn.Module, pictures: ScatteredDigits, count: int, batch
     list of Focus
         One for each of the three merges.
     """
-    model.eval()
     found = [Focus(), Focus(), Focus()]
     for first in range(0, count, batch_size):
         scenes = [pictures.scene(index) for index in range(first, min(first + batch_size, count))]
-        images = torch.cat([to_input(scene.image) for scene in scenes])
-        stages = model.forward_features(images, return_stages=True)[1]
+        stages = run_stages(torch.cat([to_input(scene.image) for scene in scenes]))
         for focus, stage in zip(found, stages, strict=False):
             for scene, kept in zip(scenes, stage.merged_positions, strict=True):
                 height, width = scene.image.shape[:2]
-                focus.add(kept, scene.digits[0].box, (-(-height // CELL), -(-width // CELL)))
+                boxes = [digit.box for digit in scene.digits]
+                focus.add(kept, boxes, (-(-height // CELL), -(-width // CELL)))
     return found

@@ -58,17 +58,17 @@ class Log:
             if self.writer and isinstance(value, float):
                 self.writer.add_scalar(f"{kind}/{name}", value, update)
 
-    def start_epoch(self, epoch: int, epochs: int, updates: int, done: int) -> None:
-        """Show a progress bar over the epoch's updates, on a terminal only."""
+    def start_bar(self, place: str, updates: int, done: int) -> None:
+        """Show a progress bar over ``updates`` of which ``done`` are done, on a terminal only."""
         hidden = not self.active or not sys.stderr.isatty()
-        self.bar = tqdm(total=updates, initial=done, desc=f"epoch {epoch + 1}/{epochs}", disable=hidden, leave=False)
+        self.bar = tqdm(total=updates, initial=done, desc=place.partition(",")[0], disable=hidden, leave=False)
 
     def advance(self, **values) -> None:
         """Move the bar by one update."""
         self.bar.set_postfix(values, refresh=False)
         self.bar.update()
 
-    def end_epoch(self) -> None:
+    def end_bar(self) -> None:
         """Take the bar away."""
         self.bar.close()
 

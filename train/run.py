@@ -9,13 +9,13 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from .batches import BadImages, accumulation, updates_per_epoch
-from .build import build_loss, build_model, build_optimizer, build_scheduler, seed_everything, set_batch_norm
-from .checkpoint import BEST, KIND, LAST, random_states, read_file, set_random_states, write_file
-from .config import Config
-from .data import check_classes, open_samples
+from .batches import BadImages, accumulation
+from .build import seed_everything, set_batch_norm
+from .checkpoint import BEST, LAST, random_states, read_file, set_random_states, write_file
+from .config import Section
 from .distributed import Ranks
 from .errors import UserError
+from .task import Task
 from .weights import load_strictly
 
 
@@ -47,21 +47,24 @@ class Run:
 
     Parameters
     ----------
-    config : Config
+    config : Section
+        A Config of the task's kind.
     ranks : Ranks
+    task : Task
 
     Attributes
     ----------
     epoch, step : int
         Epochs done, and updates done in the next one.
     best : float
-        Best top-1 so far, 0..1.
+        Best score so far.
     last : dict
         The last evaluation's numbers, as in log.jsonl.
     """
 
-    config: Config
+    config: Section
     ranks: Ranks
+    task: Task
     epoch: int = 0
     step: int = 0
     best: float = 0.0
@@ -72,17 +75,17 @@ class Run:
         config, ranks = self.config, self.ranks
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        self.train_set, self.val_set = open_samples(config, "train"), open_samples(config, "val")
-        check_classes(self.train_set.source, self.val_set.source)
-        self.pieces, self.updates = accumulation(config, ranks), updates_per_epoch(self.train_set, config)
+        self.train_set, self.val_set = self.task.open_sets(config)
+        self.pieces, self.updates = accumulation(config, ranks), self.task.epoch_length(config, self.train_set)
+        self.total = self.task.total_updates(config, self.updates)
         seed_everything(config.run.seed, 0)
-        self.model = set_batch_norm(build_model(config), config.run.batch_norm, ranks).to(ranks.device)
+        model = self.task.build_model(config, self.train_set)
+        self.model = set_batch_norm(model, config.run.batch_norm, ranks).to(ranks.device)
         seed_everything(config.run.seed, ranks.rank)
         self.ema = ModelEmaV3(self.model, config.run.ema) if config.run.ema else None
-        self.optimizer = build_optimizer(self.model, config)
-        self.scheduler = build_scheduler(self.optimizer, config, self.updates)
+        self.optimizer = self.task.build_optimizer(self.model, config)
+        self.scheduler = self.task.build_scheduler(self.optimizer, config, self.updates)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.run.amp == "fp16")
-        self.mixup, self.loss = build_loss(config.augment, config.model.num_classes)
         self.bad = BadImages(self.train_set)
         compiled = torch.compile(self.model) if config.run.compile else self.model
         self.forward = ranks.wrap(compiled)
@@ -90,7 +93,7 @@ class Run:
     @property
     def done(self) -> int:
         """Updates done since the run began."""
-        return self.epoch * self.updates + self.step
+        return min(self.total, self.epoch * self.updates) + self.step
 
     @property
     def folder(self) -> Path:
@@ -99,8 +102,8 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Learning rate of the next update."""
-        return self.optimizer.param_groups[0]["lr"]
+        """Learning rate of the next update: the highest, where parts of the network learn at different ones."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
 
     def state(self) -> dict:
         """Collect all that going on needs; every rank must call it."""
@@ -116,7 +119,8 @@ class Run:
     def where(self) -> dict:
         """Say what a checkpoint is, of which run, and from when."""
         config = self.config.model_dump(mode="json")
-        return {"kind": KIND, "config": config, "epoch": self.epoch, "step": self.step}
+        place = {"kind": self.task.kind, "config": config, "epoch": self.epoch, "step": self.step}
+        return place | self.task.facts(self)
 
     def save(self) -> None:
         """Write last.pt."""
@@ -132,7 +136,7 @@ class Run:
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint."""
-        state = read_file(path)
+        state = read_file(path, self.task.kind)
         if "optimizer" not in state:
             raise UserError(f"{path} holds weights only: resume from {LAST}, or start from it by --model.init {path}")
         load_strictly(self.model, state["model"], path)
@@ -140,7 +144,7 @@ class Run:
             self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        (self.epoch, self.step), self.best = self.task.restore_place(self, state), state["best"]
         self.scheduler.step_update(self.done)  # the schedule has no memory: updates done and the config say all
         if self.ranks.rank < len(state["random"]):
             set_random_states(state["random"][self.ranks.rank])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .checkpoint import KIND, read_file
+from .checkpoint import COMMANDS, read_file
 from .errors import UserError, one_line
 
 
@@ -49,7 +49,7 @@ def load_initial(model: nn.Module, path: str) -> None:
     UserError
         Unreadable, or misfitting elsewhere than in the classifier.
     """
-    weights = weights_of(read_file(Path(path))) if is_ours(path) else read_official(path)
+    weights = weights_of(read_file(Path(path))) if kind_of(path) in COMMANDS else read_official(path)
     own = model.state_dict()
     head = next(name for name, module in model.named_modules() if module is model.get_classifier())
     for key in (f"{head}.weight", f"{head}.bias"):
@@ -58,13 +58,13 @@ def load_initial(model: nn.Module, path: str) -> None:
     load_strictly(model, weights, path)
 
 
-def is_ours(path: str) -> bool:
-    """Tell a checkpoint of train.classify from official weights without running code from it."""
+def kind_of(path: str) -> str | None:
+    """Tell what a checkpoint of this project calls itself, without running code from it; None for other files."""
     import fast.checkpoints
 
     if not Path(path).is_file():
         raise UserError(f"no checkpoint {path}")
     try:
-        return fast.checkpoints.load(path).get("kind") == KIND
+        return fast.checkpoints.load(path).get("kind")
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise UserError(f"{path}: {one_line(error)}") from error

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from fast.matching import Objects
 from timm.data.constants import IMAGENET_DEFAULT_MEAN as MEAN
 from timm.data.constants import IMAGENET_DEFAULT_STD as STD
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import Image, Mask
+
+from fast.matching import Objects
 
 from .types import Sample
 

@@ -1,13 +1,15 @@
 """Sources with transforms, bad pictures survived, and the batches that training takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from fast.matching import Objects
 from torch import Tensor
+
+from fast.matching import Objects
 
 from ..data import READ_ERRORS, ImageError, Samples
 from ..errors import one_line
+from .augment import EvalTransform, Prepared
 from .types import Sample
 
 
@@ -33,6 +35,22 @@ class Batch:
     asked: list[int]
     used: list[int]
 
+    def pinned(self) -> "Batch":
+        """Copy into pinned memory, from which copies to a GPU overlap with computing."""
+        objects = [Objects(each.labels.pin_memory(), each.masks.pin_memory()) for each in self.objects]
+        return replace(self, images=self.images.pin_memory(), objects=objects)
+
+
+def collate(items: list[Item]) -> Batch:
+    """Put items together; images is None where one is to stop the run."""
+    images = [item.image for item in items]
+    return Batch(
+        None if any(image is None for image in images) else torch.stack(images),
+        [item.objects for item in items],
+        [item.asked for item in items],
+        [item.used for item in items],
+    )
+
 
 class SegmentationSamples(Samples):
     """A source with a transform, whose randomness is a function of (seed, epoch, index) alone.
@@ -47,6 +65,8 @@ class SegmentationSamples(Samples):
     on_bad_image : {"skip", "stop"}
         "skip": the next usable picture takes a bad one's place. "stop": the batch says that it failed.
     """
+
+    collate = staticmethod(collate)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         found = super().__getitem__(key)
@@ -63,12 +83,37 @@ class SegmentationSamples(Samples):
             raise ImageError(f"cannot use {self.source.name(index)}: {one_line(error)}") from error
 
 
-def collate(items: list[Item]) -> Batch:
-    """Put items together; images is None where one is to stop the run."""
-    images = [item.image for item in items]
-    return Batch(
-        None if any(image is None for image in images) else torch.stack(images),
-        [item.objects for item in items],
-        [item.asked for item in items],
-        [item.used for item in items],
-    )
+@dataclass
+class EvalBatch:
+    """One picture ready for testing, or None, with its truth, and the numbers asked for and used, in lists of one."""
+
+    images: Prepared | None
+    truth: Sample | None
+    asked: list[int]
+    used: list[int]
+
+    def pinned(self) -> "EvalBatch":
+        """Copy into pinned memory, from which copies to a GPU overlap with computing."""
+        return replace(self, images=replace(self.images, image=self.images.image.pin_memory()))
+
+
+class EvalSamples(SegmentationSamples):
+    """A source whose pictures are prepared for testing, one a batch, each with its Sample.
+
+    Parameters
+    ----------
+    source : object
+        See :mod:`train.segmentation.types`.
+    transform : EvalTransform
+    seed : int
+    on_bad_image : {"skip", "stop"}
+    """
+
+    def __init__(self, source, transform: EvalTransform, seed: int, on_bad_image: str):
+        super().__init__(source, lambda sample: (transform(sample.image), sample), seed, on_bad_image)
+
+    @staticmethod
+    def collate(items: list[Item]) -> EvalBatch:
+        """Take the one item there is."""
+        (item,) = items
+        return EvalBatch(item.image, item.objects, [item.asked], [item.used])

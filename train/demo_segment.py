@@ -1,0 +1,147 @@
+"""The demonstration: learn to find and name small digits on photographs, and the photographs' kinds, on two CPU cores.
+
+    python -m train.demo_segment [--config digits_panoptic_nano] [--section.key VALUE ...]
+
+Trains nano AFF with Mask2Former, prints PQ and AP beside what the untrained network gets, how hard the pictures are and
+the focus ratio, and draws ``grid.png`` in the output folder. The exit code is 1 if PQ stays below ENOUGH.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from .config import load_config
+from .distributed import Ranks
+from .drawing import draw_tokens
+from .engine import train
+from .errors import Parser, UserError, run_command
+from .evaluation import autocast
+from .focus import measure_focus
+from .launch import clear
+from .run import Run
+from .segmentation.config import Config
+from .segmentation.inference import predict
+from .segmentation.model import build_model
+from .segmentation.opening import open_sets
+from .segmentation.pictured import draw_segments, list_segments, truth_segments
+from .segmentation.samples import EvalSamples
+from .segmentation.tokens import find_tokens
+from .segmentation.trainer import Segmentation, evaluate
+from .show import save_figure
+
+ENOUGH = 10.0  # PQ in percent
+SCORES = ("PQ", "PQ_things", "PQ_stuff", "AP", "AP50", "AP_small")
+SHOWN = 6  # pictures of the grid, one a row
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command."""
+    parser = Parser("train.demo_segment", __doc__, "overrides: as python -m train.segment --help lists them")
+    parser.add_argument("--config", default="digits_panoptic_nano", help="a config with data.source: digits")
+    options, overrides = parser.parse_known_args(arguments)
+    config = load_config(options.config, overrides, Config)
+    if config.data.source != "digits" or config.data.task not in (None, "panoptic"):
+        raise UserError(f"the demonstration is panoptic, on Scattered Digits; {options.config} is not")
+    clear(Path(config.run.output))
+    start = time.perf_counter()
+    untrained = measure_untrained(config)
+    run = train(config, task=Segmentation(config))
+    model = run.model.cpu()
+    report = {
+        "scores": {name: run.last.get(name) for name in SCORES},
+        "focus_ratio": focus(model, run.val_set),
+        "untrained": untrained,
+        "validation_pictures": len(run.val_set),
+        "training_pictures": run.done * config.run.total_batch,
+        "minutes": (time.perf_counter() - start) / 60,
+        "threads": torch.get_num_threads(),
+    }
+    save_figure(draw_grid(model, run), run.folder / "grid.png")
+    (run.folder / "demo.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print(describe(report, run))
+    return 0 if (report["scores"]["PQ"] or 0) >= ENOUGH else 1
+
+
+def measure_untrained(config: Config) -> dict:
+    """Judge the network as it is before training: scores and focus ratio."""
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    samples = open_sets(config)[1]
+    torch.manual_seed(config.run.seed)
+    model = build_model(config)
+    scores = evaluate(model, samples, config, Ranks("cpu"))
+    return {"scores": {name: scores.get(name) for name in SCORES}, "focus_ratio": focus(model, samples)}
+
+
+def focus(model: nn.Module, samples: EvalSamples) -> list[float]:
+    """Measure the focus ratio after each merge, over all validation pictures."""
+    model.eval()
+    found = measure_focus(lambda images: model.backbone.run_stages(images)[0], samples.source.pictures, len(samples))
+    return [each.ratio for each in found]
+
+
+def describe(report: dict, run: Run) -> str:
+    """Put the numbers into words."""
+    before, after = report["untrained"], report["scores"]
+    look = asdict(run.val_set.source.pictures.config)
+    lines = [
+        "",
+        f"on {report['validation_pictures']:,} validation pictures, in percent:   trained   untrained",
+        *(f"  {name:12} {shown(after[name]):>8} {shown(before['scores'][name]):>8}" for name in SCORES),
+        f"PQ of at least {ENOUGH:g} asked for: {'reached' if (after['PQ'] or 0) >= ENOUGH else 'NOT reached'}",
+        f"training     {report['training_pictures']:,} pictures, in all {report['minutes']:.1f} minutes, "
+        f"{report['threads']} thread(s) and {run.config.data.workers} loader(s)",
+        f"how hard     {', '.join(f'{key} {value}' for key, value in look.items())}",
+        f"focus ratio  {ratios(report['focus_ratio'])}   (tokens per area, in digits' boxes over outside; blind: 1)",
+        f"  untrained  {ratios(before['focus_ratio'])}",
+        f"picture      {run.folder / 'grid.png'}",
+    ]
+    return "\n".join(lines)
+
+
+def shown(value: float | None) -> str:
+    """Write a score, or a dash where there is none."""
+    return "-" if value is None else f"{value:.1f}"
+
+
+def ratios(values: list[float]) -> str:
+    """Write the ratio of each merge."""
+    return "  ".join(f"merge {number}: {value:.2f}" for number, value in enumerate(values, 1))
+
+
+def draw_grid(model: nn.Module, run: Run) -> Figure:
+    """Draw validation pictures in rows: the picture, the truth, the prediction, the tokens kept after each merge."""
+    figure = Figure(figsize=(2.6 * 6, 2.8 * SHOWN), layout="constrained")
+    rows = figure.subplots(SHOWN, 6, squeeze=False)
+    titles = ["picture", "truth", "prediction", *(f"kept by merge {number}" for number in (1, 2, 3))]
+    for axes, title in zip(rows[0], titles, strict=True):
+        axes.set_title(title)
+    for index, row in enumerate(rows):
+        draw_row(row, model, run, index)
+    return figure
+
+
+def draw_row(row, model: nn.Module, run: Run, index: int) -> None:
+    """Draw one validation picture."""
+    source, config = run.val_set.source, run.config
+    sample = source.load(index % len(source))
+    prepared = run.val_set[0, index % len(source)].image
+    found = predict(
+        model, prepared, sample.image.shape[:2], ["panoptic"], source.vocabulary, config.judge,
+        autocast(config, run.ranks),
+    )["panoptic"]  # fmt: skip
+    draw_segments(row[0], sample.image, [])
+    draw_segments(row[1], sample.image, truth_segments(sample, source.vocabulary), 7)
+    draw_segments(row[2], sample.image, list_segments("panoptic", found, source.vocabulary, 0), 7)
+    for axes, stage in zip(row[3:], find_tokens(model, prepared.image)[1:], strict=True):
+        draw_tokens(axes, sample.image, stage["positions"], stage["strides"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,156 @@
+"""Segment pictures with a trained segmenter.
+
+    python -m train.predict PICTURE_OR_FOLDER --checkpoint outputs/demo/best.pt --out predictions
+    python -m train.predict PICTURE_OR_FOLDER --official WEIGHTS --config ade20k_mini --out predictions
+
+For each picture: NAME.png, the overlay with names and scores and beside it the tokens kept, and NAME.json, the segments
+with COCO's run lengths. Exit code 1 if a picture could not be read.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from .checkpoint import SEGMENTER, read_file
+from .config import load_config, override
+from .data import ImageError
+from .distributed import Ranks
+from .errors import Parser, UserError, one_line, run_command
+from .evaluation import autocast
+from .segmentation.augment import EvalTransform
+from .segmentation.config import Config
+from .segmentation.inference import predict
+from .segmentation.model import build_model, load_strictly
+from .segmentation.opening import known_vocabulary, unpack_vocabulary
+from .segmentation.pictured import draw_result, list_segments
+from .segmentation.pictures import list_pictures, read_picture
+from .segmentation.tokens import find_tokens
+from .segmentation.types import TASKS, Vocabulary
+from .show import save_figure
+from .weights import weights_of
+
+
+@dataclass
+class Predictor:
+    """A trained segmenter and what it was trained on.
+
+    Parameters
+    ----------
+    model : Module
+        In evaluation mode.
+    config : Config
+    vocabulary : Vocabulary
+    task : str
+        What it was trained for.
+    ranks : Ranks
+        The device it runs on.
+    """
+
+    model: nn.Module
+    config: Config
+    vocabulary: Vocabulary
+    task: str
+    ranks: Ranks
+
+    def __call__(self, picture: np.ndarray, task: str):
+        """Segment a picture (H, W, 3) uint8: the prediction, the tokens of each stage, and the size the network saw."""
+        prepared = EvalTransform(self.config.data.test_short, self.config.data.test_longest)(picture)
+        precision = autocast(self.config, self.ranks)
+        arguments = (picture.shape[:2], [task], self.vocabulary, self.config.judge, precision)
+        try:
+            found = predict(self.model, prepared, *arguments)[task]
+            return found, find_tokens(self.model, prepared.image), prepared.size
+        except ValueError as error:
+            raise UserError(one_line(error)) from error
+
+
+def open_predictor(checkpoint: str | None, config: str | None, official: str | None, overrides: list[str] = ()):
+    """Make a Predictor of a checkpoint of train.segment, or of a config and official weights.
+
+    Raises
+    ------
+    UserError
+        Neither or both are named, or they do not fit.
+    """
+    if checkpoint and official:
+        raise UserError("give --checkpoint or --official, not both")
+    if checkpoint:
+        state = read_file(Path(checkpoint), SEGMENTER)
+        settings = override(state["config"], overrides, Config)
+        settings.model.init = settings.model.backbone_init = None
+        model, vocabulary = build_model(settings), unpack_vocabulary(state["vocabulary"])
+        load_strictly(model, weights_of(state), checkpoint)
+        task = state["task"]
+    elif config and official:
+        settings = load_config(config, [*overrides, "--model.init", official], Config)
+        vocabulary = known_vocabulary(settings)
+        settings.model.num_classes = vocabulary.num_classes
+        model, task = build_model(settings), settings.data.task or "semantic"
+    else:
+        raise UserError("name the weights: --checkpoint FILE, or --config NAME with --official FILE")
+    ranks = Ranks(settings.run.device)
+    return Predictor(model.eval().to(ranks.device), settings, vocabulary, task, ranks)
+
+
+def find_pictures(path: Path) -> dict[str, Path]:
+    """Name the pictures at a path: a folder's by where they lie in it."""
+    if not path.exists():
+        raise UserError(f"no picture or folder {path}")
+    if path.is_file():
+        return {path.stem: path}
+    pictures = list_pictures(path)
+    if not pictures:
+        raise UserError(f"no pictures in {path}")
+    inner = [each.relative_to(path) for each in pictures]
+    plain = [each.with_suffix("").as_posix() for each in inner]
+    names = [name if plain.count(name) == 1 else each.as_posix() for name, each in zip(plain, inner, strict=True)]
+    return dict(zip(names, pictures, strict=True))
+
+
+def write_result(predictor: Predictor, name: str, path: Path, options) -> int:
+    """Segment one picture, write NAME.png and NAME.json, and count its segments."""
+    picture, out = read_picture(path), Path(options.out)
+    found, stages, inner = predictor(picture, options.task)
+    segments = list_segments(options.task, found, predictor.vocabulary, options.least)
+    height, width = picture.shape[:2]
+    title = f"{path.name}, {width} x {height}: {options.task}"
+    save_figure(draw_result(picture, segments, stages, inner, title), out / f"{name}.png")
+    result = {"picture": str(path), "size": [height, width], "task": options.task, "segments": segments}
+    (out / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
+    return len(segments)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command."""
+    parser = Parser("train.predict", __doc__, "overrides: as python -m train.segment --help lists them")
+    parser.add_argument("path", help="a picture, or a folder of pictures")
+    parser.add_argument("--checkpoint", help="file of train.segment: last.pt or best.pt")
+    parser.add_argument("--official", help="official segmenter, for the model of --config")
+    parser.add_argument("--config", help="a config's name or YAML file, with --official; a checkpoint brings its own")
+    parser.add_argument("--task", choices=TASKS, help="default: what the network was trained for")
+    parser.add_argument("--least", type=float, default=0.5, help="instance: least score shown and listed")
+    parser.add_argument("--out", default="predictions", help="folder to write to")
+    options, overrides = parser.parse_known_args(arguments)
+    pictures = find_pictures(Path(options.path))
+    predictor = open_predictor(options.checkpoint, options.config, options.official, overrides)
+    options.task = options.task or predictor.task
+    if options.task != "semantic" and not predictor.vocabulary.things:
+        raise UserError(f"the network knows no countable classes: --task {options.task} needs some; pass semantic")
+    counts, skipped = [], 0
+    for name, path in tqdm(pictures.items(), unit="picture", leave=False, disable=None):
+        try:
+            counts.append(write_result(predictor, name, path, options))
+        except ImageError as error:
+            skipped += 1
+            tqdm.write(f"skipped {one_line(error)}", file=sys.stderr)
+    print(f"{len(counts)} pictures, {sum(counts)} segments, {skipped} unreadable; written to {options.out}")
+    return 1 if skipped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,82 @@
+"""Train and judge a segmenter: ``python -m train.segment --config NAME [--data PATH] [--section.key VALUE ...]``.
+
+On several GPUs: ``torchrun --nproc-per-node 8 -m train.segment ...``; on several machines torchrun's ``--nnodes`` and
+``--rdzv-endpoint`` besides. The total batch stays what the config says; each process accumulates what it must.
+
+    --model.backbone_init FILE     start from a classifier's backbone, ours or official
+    --official FILE                start from an official segmenter
+    --official FILE --evaluate     judge it, without training (--model.init FILE: one of ours)
+"""
+
+import sys
+from pathlib import Path
+
+from .checkpoint import SEGMENTER
+from .config import load_config
+from .distributed import Ranks
+from .engine import train
+from .errors import UserError, run_command
+from .launch import make_parser, prepare
+from .segmentation.config import Config
+from .segmentation.model import build_model
+from .segmentation.opening import open_sets
+from .segmentation.submission import create_writer
+from .segmentation.trainer import Segmentation, evaluate
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command."""
+    parser = make_parser("train.segment", __doc__, Config)
+    parser.add_argument("--official", help="official segmenter to start from; the same as --model.init")
+    parser.add_argument("--evaluate", action="store_true", help="judge the weights of --official or --model.init only")
+    parser.add_argument("--results", help="with --evaluate: folder for results in the data set's official formats")
+    options, overrides = parser.parse_known_args(arguments)
+    config = load_config(options.config, overrides, Config)
+    if options.official:
+        config.model.init = options.official
+    if options.evaluate:
+        return judge(config, options.results)
+    if options.results:
+        raise UserError("--results needs --evaluate: training writes checkpoints and scores")
+    run = train(config, prepare(options, config, SEGMENTER), Segmentation(config))
+    if run.ranks.first:
+        print(f"best score {run.best:.2f} %; checkpoints and log.jsonl in {run.folder}")
+    return 0
+
+
+def judge(config: Config, results: str | None) -> int:
+    """Judge weights on the validation pictures, and write the predictions if asked."""
+    if not config.model.init:
+        raise UserError("name the weights to judge: --official FILE, or --model.init FILE")
+    ranks = Ranks(config.run.device)
+    try:
+        samples = open_sets(config)[1]
+        source = samples.source
+        tasks = config.judge.tasks or [source.task]
+        writers = {task: create_writer(task, Path(results), source.vocabulary) for task in tasks} if results else {}
+
+        def note(name: str, predictions: dict) -> None:
+            for task, writer in writers.items():
+                writer.add(name, predictions[task])
+
+        values = evaluate(build_model(config).to(ranks.device), samples, config, ranks, note=note)
+        for writer in writers.values():
+            writer.close(ranks)
+    finally:
+        ranks.close()
+    if not values:
+        raise UserError("no validation picture could be judged")
+    if ranks.first:
+        print_scores(values)
+    return 0
+
+
+def print_scores(values: dict) -> None:
+    """Print an evaluation's numbers, one a line."""
+    for name, value in values.items():
+        if name not in ("score", "per_class"):
+            print(f"{name:16} {value if isinstance(value, int) else '-' if value is None else f'{value:.2f}'}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,185 @@
+"""From a picture to predictions at its own size, with bounded memory.
+
+Masks are enlarged a few at a time: the network's output at a quarter of the size is cut to the part that is no padding
+and resized to the original, as Mask2Former does it. What is kept of each mask is its run lengths or, where pixels are
+shared out, one map. The rules are those of ``fast.postprocess``, which holds all masks of a picture at once.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fast.postprocess import Segment, resize_bilinear, semantic
+
+from .augment import Prepared
+from .config import Judge
+from .results import Instance, Panoptic, encode
+from .types import Vocabulary
+
+CELL = 4  # pixels of the network's input for one of its output
+AT_ONCE = 1 << 26  # values of enlarged masks held at a time
+
+
+class Enlarger:
+    """Bring maps on the network's grid to the size of the original picture.
+
+    Parameters
+    ----------
+    grid : tuple of int
+        (h, w) of the network's output.
+    inner : tuple of int
+        Height and width of the network's input that is no padding.
+    outer : tuple of int
+        Height and width of the original picture.
+    """
+
+    def __init__(self, grid: tuple[int, int], inner: tuple[int, int], outer: tuple[int, int]):
+        self.padded, self.inner, self.outer = (CELL * grid[0], CELL * grid[1]), inner, outer
+        self.count = max(1, AT_ONCE // max(self.padded[0] * self.padded[1], outer[0] * outer[1]))
+
+    def to_input(self, maps: Tensor) -> Tensor:
+        """Enlarge maps (k, h, w) to the network's input and cut the padding off."""
+        return resize_bilinear(maps, self.padded)[:, : self.inner[0], : self.inner[1]]
+
+    def to_original(self, maps: Tensor) -> Tensor:
+        """Resize maps of the input's size to the original's."""
+        return maps if maps.shape[1:] == self.outer else resize_bilinear(maps, self.outer)
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """Enlarge maps (k, h, w) to the original's size (k, H, W)."""
+        return self.to_original(self.to_input(maps))
+
+    def parts(self, numbers: Tensor) -> Iterator[Tensor]:
+        """Split numbers (n,) into as many at a time as may be enlarged together."""
+        return iter(numbers.split(self.count)) if len(numbers) else iter(())
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, prepared: Prepared, size: tuple[int, int], tasks, vocabulary: Vocabulary, rules: Judge, autocast
+) -> dict:
+    """Segment a picture.
+
+    Parameters
+    ----------
+    model : Module
+        A segmenter in evaluation mode.
+    prepared : Prepared
+        The picture as ``augment.EvalTransform`` makes it.
+    size : tuple of int
+        (H, W) of the original.
+    tasks : iterable of str
+        Of "semantic", "instance" and "panoptic".
+    vocabulary : Vocabulary
+    rules : Judge
+        Thresholds.
+    autocast : context manager
+        In which the network runs.
+
+    Returns
+    -------
+    dict
+        A prediction for each task, as :mod:`train.segmentation.results` describes them.
+    """
+    device = next(model.parameters()).device
+    with autocast:
+        output = model(prepared.image[None].to(device))
+    classes, masks = output.class_queries_logits[0].float(), output.masks_queries_logits[0].float()
+    enlarge = Enlarger(tuple(masks.shape[1:]), prepared.size, size)
+    makers: dict[str, Callable] = {
+        "semantic": lambda: semantic_labels(classes, masks, enlarge),
+        "instance": lambda: find_instances(classes, masks, enlarge, vocabulary.things, rules.top),
+        "panoptic": lambda: find_segments(classes, masks, enlarge, vocabulary.things, rules),
+    }
+    return {task: makers[task]() for task in tasks}
+
+
+def semantic_labels(classes: Tensor, masks: Tensor, enlarge: Enlarger) -> np.ndarray:
+    """Give each pixel its best class: logits (q, classes + 1) and (q, h, w) -> int64 (H, W)."""
+    scores = classes.new_zeros(classes.shape[1] - 1, *enlarge.inner)
+    for part in enlarge.parts(torch.arange(len(classes), device=classes.device)):
+        scores += semantic(classes[part], enlarge.to_input(masks[part]))
+    best = scores.new_full(enlarge.outer, -torch.inf)
+    labels = torch.zeros(enlarge.outer, dtype=torch.int64, device=scores.device)
+    for part in enlarge.parts(torch.arange(len(scores), device=scores.device)):
+        value, place = enlarge.to_original(scores[part]).max(dim=0)
+        better = value > best
+        best, labels = torch.where(better, value, best), torch.where(better, part[place], labels)
+    return labels.cpu().numpy()
+
+
+def find_instances(classes: Tensor, masks: Tensor, enlarge: Enlarger, things, top: int) -> list[Instance]:
+    """List the ``top`` best pairs of query and class that are countable, as ``fast.postprocess.instances`` has them."""
+    prob = classes.softmax(dim=-1)[:, :-1]
+    best = prob.flatten().argsort(descending=True, stable=True)[:top]
+    best = best[[label in things for label in (best % prob.shape[1]).tolist()]]
+    queries, labels, chances = best // prob.shape[1], best % prob.shape[1], prob.flatten()[best]
+    outlines, inside = {}, {}
+    for part in enlarge.parts(queries.unique()):
+        logits = enlarge(masks[part])
+        shapes = logits > 0
+        sums = (logits.sigmoid() * shapes).sum(dim=(1, 2)) / (shapes.sum(dim=(1, 2)) + 1e-6)
+        for query, share, shape in zip(part.tolist(), sums.tolist(), shapes.cpu().numpy(), strict=True):
+            outlines[query], inside[query] = encode(shape), share
+    listed = zip(queries.tolist(), labels.tolist(), chances.tolist(), strict=True)
+    return [Instance(label, chance * inside[query], outlines[query]) for query, label, chance in listed]
+
+
+def find_segments(classes: Tensor, masks: Tensor, enlarge: Enlarger, things, rules: Judge) -> Panoptic:
+    """Give each pixel to at most one segment, as ``fast.postprocess.panoptic`` does."""
+    scores, labels = classes.softmax(dim=-1).max(dim=-1)
+    kept = ((labels != classes.shape[1] - 1) & (scores > rules.object_threshold)).nonzero().flatten()
+    owner, solid, areas = share_out(masks, scores, kept, enlarge)
+    owned = torch.bincount(owner.flatten() + 1, minlength=len(kept) + 1)[1:]
+    result = np.zeros(enlarge.outer, dtype=np.int32)
+    owner, solid = owner.cpu().numpy(), solid.cpu().numpy()
+    segments, stuff = [], {}
+    for number, (query, area, left) in enumerate(zip(kept.tolist(), areas, owned.tolist(), strict=True)):
+        mine = (owner == number) & solid
+        if not mine.any() or left / area < rules.overlap_threshold:
+            continue
+        label = int(labels[query])
+        if label not in stuff:
+            segments.append(Segment(len(segments) + 1, label, float(scores[query]), label in things))
+        place = stuff.get(label, len(segments))
+        result[mine] = place
+        if label not in things:
+            stuff[label] = place
+    return Panoptic(result, segments)
+
+
+def share_out(masks: Tensor, scores: Tensor, kept: Tensor, enlarge: Enlarger) -> tuple[Tensor, Tensor, list[int]]:
+    """Find the strongest query at each pixel.
+
+    Parameters
+    ----------
+    masks : Tensor, shape (q, h, w)
+        Logits.
+    scores : Tensor, shape (q,)
+        Class probabilities.
+    kept : Tensor of int64, shape (r,)
+        Queries that take part.
+    enlarge : Enlarger
+
+    Returns
+    -------
+    owner : Tensor of int64, shape (H, W)
+        Place in ``kept`` of the query with the greatest score x mask probability; -1 if none takes part.
+    solid : Tensor of bool, shape (H, W)
+        Whether that query's mask probability is at least one half.
+    areas : list of r int
+        Pixels of each query's mask.
+    """
+    best = scores.new_full(enlarge.outer, -1.0)
+    owner = torch.full(enlarge.outer, -1, dtype=torch.int64, device=scores.device)
+    solid, areas = torch.zeros_like(owner, dtype=torch.bool), []
+    for part in enlarge.parts(kept):
+        for query, prob in zip(part, enlarge(masks[part]).sigmoid(), strict=True):
+            whole, value = prob >= 0.5, scores[query] * prob
+            better = value > best
+            best, solid = torch.where(better, value, best), torch.where(better, whole, solid)
+            owner = owner.masked_fill(better, len(areas))
+            areas.append(int(whole.sum()))
+    return owner, solid, areas

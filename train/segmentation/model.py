@@ -1,0 +1,171 @@
+"""From a config to the segmenter that is trained: network, starting weights, optimiser, schedule."""
+
+from pathlib import Path
+
+import torch
+from timm.scheduler import MultiStepLRScheduler, PolyLRScheduler
+from torch import nn
+
+from ..checkpoint import KIND, SEGMENTER, read_file
+from ..errors import UserError, one_line
+from ..weights import kind_of, read_official, weights_of
+from .config import Config, Model
+
+CLASSIFIER = ("decoder.class_head.weight", "decoder.class_head.bias")
+BACKBONE = "backbone."
+SHOWN = 6  # keys listed of each sort of misfit
+
+
+def build_model(config: Config) -> nn.Module:
+    """Create the config's segmenter, with the weights it starts from.
+
+    Parameters
+    ----------
+    config : Config
+        ``model.num_classes`` must be known.
+
+    Returns
+    -------
+    Module
+        Images (B, 3, H, W) float32 -> fast.SegmenterOutput.
+
+    Raises
+    ------
+    UserError
+        Unknown name or override, or weights that do not fit.
+    """
+    import fast
+
+    section = config.model
+    try:
+        model = fast.create_segmenter(
+            section.name, section.head, section.backbone, num_classes=section.num_classes, **section.overrides
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model: {one_line(error)}") from error
+    if section.shepard_power is not None:
+        fix_power(model, section.shepard_power)
+    if section.backbone_init:
+        load_backbone(model, section.backbone_init)
+    if section.init:
+        load_initial(model, section)
+    if section.grad_checkpointing:
+        model.backbone.set_grad_checkpointing(True)
+    return model
+
+
+def fix_power(model: nn.Module, power: float) -> None:
+    """Set the power of every learnt interpolation, and learn it no more; the parameter holds half of it."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("shepard_power"):
+            nn.init.constant_(parameter, power / 2)
+            parameter.requires_grad_(False)
+
+
+def read_weights(path: str) -> dict:
+    """Read a segmenter's weights, of train.segment or official, under our names."""
+    if kind_of(path) == SEGMENTER:
+        return weights_of(read_file(Path(path), SEGMENTER))
+    weights = read_official(path)
+    if not any(name.startswith(BACKBONE) for name in weights):
+        raise UserError(f"{path} holds a classifier, not a segmenter: pass it as --model.backbone_init {path}")
+    return weights
+
+
+def load_initial(model: nn.Module, section: Model) -> None:
+    """Put ``section.init`` into the model, leaving the classifier as created if ``section.new_classifier``."""
+    weights, own = read_weights(section.init), model.state_dict()
+    if section.new_classifier:
+        weights |= {name: own[name] for name in CLASSIFIER}
+    load_strictly(model, weights, section.init)
+
+
+def load_strictly(model: nn.Module, weights: dict, path: str) -> None:
+    """Load weights that must fit, or list what does not and say what to do."""
+    own = model.state_dict()
+    odd = [name for name in own if name in weights and weights[name].shape != own[name].shape]
+    sorts = {
+        "not in the file": [name for name in own if name not in weights],
+        "not in the model": [name for name in weights if name not in own],
+        "of other shapes": [f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}" for name in odd],
+    }
+    problems = [f"{what}: {shortened(names)}" for what, names in sorts.items() if names]
+    if problems:
+        raise UserError(f"{path} does not fit the model: {'; '.join(problems)}{advice(sorts, odd, weights)}")
+    model.load_state_dict(weights)
+
+
+def shortened(names: list[str]) -> str:
+    """List the first few names and count the others."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def advice(sorts: dict[str, list[str]], odd: list[str], weights: dict) -> str:
+    """Say what to do about weights that do not fit, as the tail of a sentence."""
+    if sorts["not in the file"] or sorts["not in the model"]:
+        head = "hcformer" if any(name.startswith("assignments.") for name in weights) else "mask2former"
+        return f"; they are of a {head} head: see --model.head, --model.name and --model.overrides"
+    if set(odd) <= set(CLASSIFIER):
+        classes = weights[CLASSIFIER[0]].shape[0] - 1
+        return f"; they know {classes} classes: pass --model.new_classifier true to start with a new classifier"
+    return "; pass the settings they were trained with"
+
+
+def load_backbone(model: nn.Module, path: str) -> None:
+    """Start the backbone from a classifier or segmenter, ours or official; alpha and norms of its own may differ.
+
+    Raises
+    ------
+    UserError
+        Unreadable, or of another backbone.
+    """
+    kind = kind_of(path)
+    weights = weights_of(read_file(Path(path), kind)) if kind in (KIND, SEGMENTER) else read_official(path)
+    inner = {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
+    weights = inner or {name: value for name, value in weights.items() if not name.startswith(("norm.", "head."))}
+    own = {f"norms.{name}": value for name, value in model.backbone.norms.state_dict().items()}
+    load_strictly(model.backbone, own | weights, path)
+
+
+def peak_rate(config: Config) -> tuple[float, str]:
+    """Give the peak learning rate, and the arithmetic that led to it in words."""
+    optim, total = config.optim, config.run.total_batch
+    part = f", backbone x {optim.backbone:g}"
+    if optim.lr is not None:
+        return optim.lr, f"learning rate {optim.lr:g} as given{part}"
+    rate = optim.lr_per_batch * total / optim.batch
+    return rate, f"learning rate {optim.lr_per_batch:g} x {total} / {optim.batch} = {rate:g}{part}"
+
+
+def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Create AdamW with four groups: head and backbone, each with and without weight decay.
+
+    Norms, 1-D parameters and embeddings (queries', levels') are not decayed.
+    """
+    rate, decay = peak_rate(config)[0], config.optim.weight_decay
+    spared = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        free = parameter.ndim < 2 or name in spared or name.endswith("level_embedding")
+        inside = name.startswith(BACKBONE)
+        key = (inside, free)
+        group = {"lr": rate * (config.optim.backbone if inside else 1), "weight_decay": 0.0 if free else decay}
+        groups.setdefault(key, group | {"params": []})["params"].append(parameter)
+    return torch.optim.AdamW([groups[key] for key in sorted(groups)], betas=config.optim.betas)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, config: Config):
+    """Create timm's schedule, counted in updates: warm-up if there is one, then poly or steps.
+
+    Steps are counted from the run's first update. timm lets a step act one update early, which is put right here.
+    """
+    schedule = config.schedule
+    warmup = {"warmup_t": schedule.warmup_updates, "warmup_lr_init": schedule.warmup_lr, "t_in_epochs": False}
+    if schedule.kind == "steps":
+        late = [step + 1 for step in schedule.steps]
+        return MultiStepLRScheduler(optimizer, late, schedule.factor, warmup_prefix=False, **warmup)
+    rest = max(1, schedule.updates - schedule.warmup_updates)
+    return PolyLRScheduler(optimizer, rest, schedule.power, lr_min=0.0, warmup_prefix=True, **warmup)
