@@ -1,16 +1,18 @@
 """From masks to predictions at the picture's size, pictures and JSON files of them, and the demonstration."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import fast
 import fast.postprocess
 from parity_tests.seg_train_cases import KIND, config_of, model_of
 from parity_tests.seg_trees import picture
-from train import demo_segment, predict, segment
+from train import demo_segment, predict
 from train.checkpoint import write_file
 from train.errors import UserError, run_command
 from train.focus import is_inside
@@ -141,8 +143,6 @@ def test_a_slender_picture_is_segmented(tmp_path, weights):
 
 
 def test_official_weights_predict_with_the_data_s_names(tmp_path, weights):
-    import fast
-
     state = torch.load(weights, weights_only=True)["model"]
     torch.save({"model": fast.checkpoints.to_official(state)}, tmp_path / "official.pth")
     predictor = predict.open_predictor(None, "digits_panoptic_smoke", str(tmp_path / "official.pth"))
@@ -195,21 +195,20 @@ def test_focus_counts_cells_in_any_box():
 
 def test_demo_reports_beside_the_untrained_and_fails_below_enough(tmp_path, capsys):
     options = ["--config", "digits_panoptic_smoke", "--run.output", str(tmp_path), "--schedule.updates", "2"]
-    assert demo_segment.main([*options, "--data.val_length", "2"]) == 1
+    backbone = ["--backbone", "digits_smoke", "--backbone-epochs", "1", "--data.val_length", "2"]
+    assert demo_segment.main([*options, *backbone]) == 1
     text, report = capsys.readouterr().out, json.loads((tmp_path / "demo.json").read_text())
     assert "untrained" in text and "NOT reached" in text and "focus ratio" in text and "background 0.2" in text
     assert report["scores"].keys() == report["untrained"]["scores"].keys() >= {"PQ", "AP", "AP_small"}
     assert len(report["focus_ratio"]) == 3 and report["training_pictures"] == 8
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size[0] > 1000
-    assert segment.main([*options, "--resume"]) == 0
+    assert fast.checkpoints.load(tmp_path / "backbone" / "last.pt")["epoch"] == 1
 
 
 def test_prepared_pictures_give_back_their_own_size():
     prepared = EvalTransform(64, 100)(picture(0, (30, 90)))
     model = model_of().eval()
-    from contextlib import nullcontext
-
     found = inference.predict(
         model, prepared, (30, 90), ["semantic", "instance", "panoptic"], vocabulary("panoptic"), Judge(), nullcontext()
     )

@@ -27,8 +27,9 @@ def list_segments(task: str, prediction, vocabulary: Vocabulary, least: float) -
     Returns
     -------
     list of dict
-        Each with id, label (place in the vocabulary), category_id (in the data set's files), name, is_thing, score
-        (None for semantic maps), area in pixels, box [x, y, width, height] and segmentation (COCO's run lengths).
+        Each with id, label (place in the vocabulary), category_id (in the data set's files), name, is_thing, color
+        (the class's own, or None), score (None for semantic maps), area in pixels, box [x, y, width, height] and
+        segmentation (COCO's run lengths).
     """
     if task == "instance":
         shown = [each for each in prediction if each.score >= least and area(each.rle)]
@@ -57,6 +58,7 @@ def describe_segment(number: int, label: int, score: float | None, rle: dict, vo
         "category_id": info.id,
         "name": info.name,
         "is_thing": info.is_thing,
+        "color": info.color,
         "score": score,
         "area": area(rle),
         "box": box(decode(rle)),
@@ -77,11 +79,12 @@ def colour_of(number: int) -> np.ndarray:
 
 
 def overlay(picture: np.ndarray, segments: list[dict]) -> np.ndarray:
-    """Lay the segments' colours over a picture (H, W, 3) uint8, the smaller over the larger."""
+    """Lay the classes' colours, or else the segments', over a picture (H, W, 3) uint8, the smaller over the larger."""
     result = picture.astype(np.float32) / 255
     for each in sorted(segments, key=lambda segment: -segment["area"]):
         mask = decode(each["segmentation"])
-        result[mask] = (1 - OPACITY) * result[mask] + OPACITY * colour_of(each["id"] - 1)
+        colour = np.array(each["color"]) / 255 if each["color"] else colour_of(each["id"] - 1)
+        result[mask] = (1 - OPACITY) * result[mask] + OPACITY * colour
     return np.rint(255 * result).astype(np.uint8)
 
 
