@@ -4,10 +4,13 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p $(NEW_ENOUGH) 2
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo demo-segment test lint bench clean
 
 demo: $(VENV)/installed
 	$(RUN) -m train.demo
+
+demo-segment: $(VENV)/installed
+	$(RUN) -m train.demo_segment
 
 test: $(VENV)/installed
 	$(RUN) -m pytest
