@@ -62,7 +62,7 @@ def nearest_tokens(queries, positions, nearest, canvas=None):
     (B, q, k) int64 tensor
         Token indices, nearest first (L2); of two at the same distance the first in raster order comes first.
     """
-    if canvas is not None:
+    if canvas is not None and positions.shape[1] ** 2 > 4 * nearest * canvas[0] * canvas[1]:  # else there are few
         return _nearest_on_canvas(queries, positions, nearest, canvas)
     by_x = positions[..., 0].argsort(dim=1)
     raster = by_x.gather(1, positions[..., 1].gather(1, by_x).argsort(dim=1, stable=True))
