@@ -9,8 +9,9 @@ It needs torch and numpy alone, and can be copied into another project as it is.
 
 from . import checkpoints
 from .backbone import AutoFocusFormer, Config, StageTokens, TokenSet
-from .mask2former import HeadConfig, SegmenterOutput
+from .mask2former import HeadConfig
 from .models import create_model, create_segmenter, list_models, model_config
+from .segmenter import SegmenterOutput, pad_images
 
 __all__ = [
     "AutoFocusFormer",
@@ -24,4 +25,5 @@ __all__ = [
     "create_segmenter",
     "list_models",
     "model_config",
+    "pad_images",
 ]

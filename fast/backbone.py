@@ -1,16 +1,19 @@
 """The backbone: four stages of clustering, local attention and merging (paper sec. 3, Fig. 2, Table 1)."""
 
+import operator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from . import dispatch
 from .attention import AttentionBlock
 from .curves import CURVES
 from .grid_prior import METRICS, grid_prior, local_stride, reserved_tokens
+from .indexing import gather_rows
 from .merging import Merging
-from .neighborhoods import gather_rows, nearest_tokens, stage_geometry
+from .neighborhoods import nearest_tokens, stage_geometry
 from .patch_embedding import PatchEmbedding, grid_positions, prepare_image
 from .selection import Importance, choose, token_counts
 
@@ -111,11 +114,7 @@ class Stage(nn.Module):
 
     def forward(self, positions, features, geometry, keep=None, checkpointing=False):
         """Attend, then keep ``keep`` tokens and merge: positions and features (B, n, ...) -> StageTokens."""
-        for block in self.blocks:
-            if checkpointing and torch.is_grad_enabled():
-                features = checkpoint(block, features, geometry, use_reentrant=False)
-            else:
-                features = block(features, geometry)
+        features = self.run_blocks(features, geometry, checkpointing and torch.is_grad_enabled())
         order, cluster = (column.expand(len(positions), -1) for column in (geometry.order, geometry.cluster))
         if keep is None:
             return StageTokens(positions, features, order, cluster)
@@ -124,6 +123,14 @@ class Stage(nn.Module):
         merged = self.merging(features, scores, kept, geometry)
         merged_positions = gather_rows(positions, kept)
         return StageTokens(positions, features, order, cluster, scores, kept, merged_positions, merged)
+
+    def run_blocks(self, features, geometry, checkpointing=False):
+        """Run the attention blocks, the tokens put cluster after cluster unless attention gathers token by token."""
+        in_clusters = dispatch.path("attention", features.device) != "gather"
+        x, g = (geometry.to_clusters(features), geometry.renumbered()) if in_clusters else (features, geometry)
+        for block in self.blocks:
+            x = checkpoint(block, x, g, use_reentrant=False) if checkpointing else block(x, g)
+        return geometry.from_clusters(x) if in_clusters else x
 
     def select_tokens(self, positions, scores, keep):
         """Indices (B, K) of the tokens that stay, in raster order."""
@@ -187,7 +194,7 @@ class AutoFocusFormer(nn.Module):
     def run_stages(self, images):
         """Run all stages on images (B, 3, H, W): a list of four StageTokens, and the canvas (h, w)."""
         images = prepare_image(images)
-        canvas = (images.shape[2] // 4, images.shape[3] // 4)
+        canvas = tuple(operator.index(side) // 4 for side in images.shape[2:])  # torch.compile: one graph for each size
         counts = token_counts(canvas, self.config.rate, self.config.reserve, STAGES)
         features = self.patch_embedding(images.to(self.patch_embedding.conv1.weight.dtype))
         positions = grid_positions(canvas, images.device).expand(len(images), -1, -1)
@@ -204,10 +211,10 @@ class AutoFocusFormer(nn.Module):
         arguments = (c.cluster_size, c.neighborhood[index], canvas, c.curve, self._position_dtype())
         if index > 0:
             return stage_geometry(positions, *arguments)
-        key = (arguments, positions.device)
+        path = dispatch.path("attention", positions.device)
+        key = (arguments, positions.device, path)
         if self._grid_geometry[0] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                self._grid_geometry = (key, stage_geometry(grid_positions(canvas, positions.device)[None], *arguments))
+            self._grid_geometry = (key, stage_geometry(grid_positions(canvas, positions.device)[None], *arguments))
         return self._grid_geometry[1]
 
     def _position_dtype(self):

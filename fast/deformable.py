@@ -5,8 +5,10 @@ import math
 import torch
 from torch import nn
 
+from . import dispatch
+from .indexing import gather_rows, recomputed, token_slices
 from .interpolation import HALF_POWER, shepard_weights
-from .neighborhoods import gather_rows, nearest_tokens, token_slices
+from .neighborhoods import nearest_tokens
 from .patch_embedding import grid_positions
 
 NEAREST = 4  # tokens that a value is interpolated from
@@ -93,28 +95,55 @@ class DeformableAttention(nn.Module):
         attention = (
             self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(dim=-1).unflatten(-1, shape[1:])
         )
-        values = self.value(source).unflatten(-1, (self.heads, -1)).split(level_sizes, dim=1)
+        all_values = self.value(source).unflatten(-1, (self.heads, -1))
+        values = all_values.split(level_sizes, dim=1)
         level_positions = positions.split(level_sizes, dim=1)
-        out = 0
-        for level, table in enumerate(tables):
-            places, weight = locations[:, :, :, level], attention[:, :, :, level]
-            out = out + self._read(places, weight, level_positions[level], values[level], table, canvas)
+        if dispatch.path("interpolation", query.device) == "gather":
+            out = 0
+            for level, table in enumerate(tables):
+                places, weight = locations[:, :, :, level], attention[:, :, :, level]
+                out = out + self._read(places, weight, level_positions[level], values[level], table, canvas)
+        else:
+            nearest = self._nearest(locations.detach(), level_positions, tables, canvas).flatten(3, 4)
+            places, weight = locations.flatten(3, 4), attention.flatten(3, 4)  # (B, n, H, L P, ..)
+            out = torch.ops.aff.read_places(places, weight, positions, all_values, nearest, self.shepard_power)
         return self.output(out.flatten(2))
+
+    def _nearest(self, locations, level_positions, tables, canvas):
+        """Tokens that all places (B, n, H, L, P, 2) are read from, numbered over all levels: (B, n, H, L, P, 4) int32.
+
+        -1 where a level has fewer than four.
+        """
+        found, start = [], 0
+        for level, (positions, table) in enumerate(zip(level_positions, tables, strict=True)):
+            places = locations[:, :, :, level].flatten(2, 3)
+            if self.lookup == "rounded":
+                nearest = nearest_by_table(places, table, canvas)
+            else:
+                nearest = nearest_exact(places, positions)
+            nearest = (nearest + start).int().unflatten(2, (self.heads, -1))
+            found.append(nn.functional.pad(nearest, (0, NEAREST - nearest.shape[-1]), value=-1))
+            start += positions.shape[1]
+        return torch.stack(found, dim=3)
 
     def _read(self, places, attention, positions, values, table, canvas):
         """Read one level: places (B, q, H, P, 2), attention (B, q, H, P), values (B, n, H, d) -> (B, q, H, d)."""
         values = values.permute(0, 2, 1, 3).flatten(0, 1)  # (B H, n, d)
         places, attention = (x.permute(0, 2, 1, 3, *range(4, x.ndim)) for x in (places, attention))  # (B, H, q, P, ..)
         slots = torch.empty(1, places.shape[2], self.points * NEAREST, device="meta")
-        out = []
-        for part in token_slices(slots, len(values) * values.shape[-1]):
-            location = places[:, :, part].flatten(1, 2)  # (B, H rows, P, 2)
+
+        def read(location, attention, values, half_power):
             if self.lookup == "rounded":
                 nearest = nearest_by_table(location, table, canvas)
             else:
                 nearest = nearest_exact(location, positions)
-            weight = shepard_weights(location, gather_rows(positions, nearest), self.shepard_power)
-            weight = weight * attention[:, :, part].flatten(1, 2)[..., None]  # (B, H rows, P, 4)
+            weight = shepard_weights(location, gather_rows(positions, nearest), half_power)
+            weight = weight * attention[..., None]  # (B, H rows, P, 4)
             nearest, weight = (x.unflatten(1, (self.heads, -1)).flatten(0, 1).flatten(2) for x in (nearest, weight))
-            out.append((weight[:, :, None] @ gather_rows(values, nearest)).squeeze(2))  # (B H, rows, d)
+            return (weight[:, :, None] @ gather_rows(values, nearest)).squeeze(2)  # (B H, rows, d)
+
+        out = []
+        for part in token_slices(slots, len(values) * values.shape[-1]):
+            here = (x[:, :, part].flatten(1, 2) for x in (places, attention))  # (B, H rows, P, ..)
+            out.append(recomputed(read, *here, values, self.shepard_power))
         return torch.cat(out, dim=1).unflatten(0, (-1, self.heads)).transpose(1, 2)

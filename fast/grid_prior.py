@@ -1,8 +1,9 @@
 """Local stride, grid prior, reserved tokens (paper sec. 3.3.2), batched. Same results as ``reference.grid_prior``."""
 
 import torch
+from torch import Tensor
 
-from .neighborhoods import PAIRS_AT_ONCE
+from .buckets import search_on
 
 METRICS = ("l2", "l1")
 
@@ -24,30 +25,39 @@ def local_stride(positions, metric="l2"):
     Raises
     ------
     ValueError
-        Unknown metric.
+        Unknown metric, or positions so far apart that squared distances would not fit in int64.
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
-    batch, n = positions.shape[:2]
-    stride = positions.new_ones(batch, n)
-    if n == 1:
-        return stride
-    rows = max(1, PAIRS_AT_ONCE // max(1, batch * n))
-    squared = torch.cat([_nearest_other(positions, i, min(i + rows, n), metric) for i in range(0, n, rows)], dim=1)
-    while True:
-        too_small = stride * stride < squared
-        if not too_small.any():
-            return stride
-        stride = torch.where(too_small, 2 * stride, stride)
+    return torch.ops.aff.local_stride(positions, metric)
 
 
-def _nearest_other(positions, start, stop, metric):
-    """Squared distance (B, stop - start) from tokens start ... stop - 1 to the nearest other token."""
-    dx = positions[:, start:stop, None, 0] - positions[:, None, :, 0]
-    dy = positions[:, start:stop, None, 1] - positions[:, None, :, 1]
-    distance = dx.square_().add_(dy.square_()) if metric == "l2" else dx.abs_().add_(dy.abs_()).square_()
-    distance.diagonal(offset=start, dim1=1, dim2=2).fill_(torch.iinfo(torch.int64).max)
-    return distance.amin(dim=2)
+@torch.library.custom_op("aff::local_stride", mutates_args=())
+def _local_stride(positions: torch.Tensor, metric: str) -> torch.Tensor:
+    """``local_stride`` as an operator of torch.library: one opaque step for torch.compile."""
+    return _local_stride(positions, metric)
+
+
+@torch.library.custom_op("aff::local_stride", mutates_args=())
+def _local_stride(positions: Tensor, metric: str) -> Tensor:
+    def on_gpu():
+        from .cuda import neighbors
+
+        return neighbors.local_stride(positions, metric)
+
+    def by(search):
+        squared = search(positions, positions, 2, metric)[1][..., 1].contiguous()  # the first is the token itself
+        exponent = torch.bucketize(squared, 4 ** torch.arange(32, device=positions.device))
+        return 1 << exponent
+
+    if positions.shape[1] == 1:
+        return torch.ones_like(positions[..., 0], memory_format=torch.contiguous_format)
+    return search_on(positions.device, 2, on_gpu, by)
+
+
+@_local_stride.register_fake
+def _(positions, metric):
+    return positions.new_empty(positions.shape[:2])
 
 
 def grid_prior(positions, stride):

@@ -5,11 +5,12 @@ Source: Suzuki, HCFormer, arXiv 2205.09949, carried over to points. The query de
 
 from torch import nn
 
-from .mask2former import QueryDecoder, output, projection
+from .mask2former import QueryDecoder, projection
+from .segmenter import Segmenter, output
 from .soft_clusters import SoftAssignment, decode_clusters
 
 
-class HCFormer(nn.Module):
+class HCFormer(Segmenter):
     """A backbone (``features_only``) with the point-based HCFormer head: images (B, 3, H, W) -> SegmenterOutput."""
 
     def __init__(self, backbone, config):
@@ -22,8 +23,8 @@ class HCFormer(nn.Module):
         self.mask_features = nn.Linear(config.hidden_dim, config.hidden_dim)
         self.decoder = QueryDecoder(config, levels=1)
 
-    def forward(self, images):
-        """Images (B, 3, H, W), as the backbone takes them -> SegmenterOutput."""
+    def segment(self, images):
+        """Images (B, 3, H, W) of one size -> SegmenterOutput."""
         stages, token_sets = self.backbone.run_token_sets(images)
         canvas, last = token_sets[0].canvas, token_sets[-1]
         assignments = [
@@ -32,7 +33,7 @@ class HCFormer(nn.Module):
         ]
         memory = self.projection(last.features)
         predictions = self.decoder(self.mask_features(memory), [memory], [last.positions])
-        return output([(classes, climb(masks, assignments)) for classes, masks in predictions], canvas)
+        return output([(classes, climb(masks, assignments).unflatten(2, canvas)) for classes, masks in predictions])
 
 
 def climb(masks, assignments):

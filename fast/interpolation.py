@@ -2,9 +2,10 @@
 
 import torch
 
-from .neighborhoods import gather_rows
+from . import dispatch
+from .indexing import gather_rows
+from .interpolation_operator import FLOOR
 
-FLOOR = 1e-11  # added to (d^2)^a, so that a token's own place is no division by zero
 HALF_POWER = 3.0  # a = power / 2 with the power 6 of the paper
 
 
@@ -49,5 +50,9 @@ def shepard(points, positions, features, nearest, half_power=HALF_POWER):
     (B, q, C) tensor
     """
     wide = torch.promote_types(features.dtype, torch.float32)
+    if dispatch.path("interpolation", features.device) != "gather":
+        power = half_power if torch.is_tensor(half_power) else points.new_full((1,), half_power, dtype=wide)
+        one = points[:, :, None, None], None, positions, features[:, :, None], nearest[:, :, None, None]  # head, place
+        return torch.ops.aff.read_places(*one, power).squeeze(2)
     weights = shepard_weights(points.to(wide), gather_rows(positions, nearest), half_power).to(features.dtype)
     return (weights[:, :, None] @ gather_rows(features, nearest)).squeeze(2)

@@ -6,11 +6,12 @@ Levels 0, 1, 2 are the backbone's token sets res5, res4, res3, everywhere.
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .deformable import LOOKUPS, DeformableAttention, lookup_table
 from .interpolation import shepard
 from .pointconv import PointConv
+from .segmenter import Segmenter, output
 
 LEVELS = 3
 SINE_MAXIMA = ("image", "batch")
@@ -221,16 +222,7 @@ class QueryDecoder(nn.Module):
         return predictions
 
 
-@dataclass(frozen=True)
-class SegmenterOutput:
-    """What a segmenter returns; named as transformers names it, so that its post-processing reads it."""
-
-    class_queries_logits: Tensor  # (B, q, classes + 1); the last class is "no object"
-    masks_queries_logits: Tensor  # (B, q, h, w)
-    auxiliary_logits: list  # of dicts with both keys: of the learnt queries and of every layer but the last
-
-
-class Mask2Former(nn.Module):
+class Mask2Former(Segmenter):
     """A backbone (``features_only``) with the point-based Mask2Former head: images (B, 3, H, W) -> SegmenterOutput."""
 
     def __init__(self, backbone, config):
@@ -240,18 +232,11 @@ class Mask2Former(nn.Module):
         self.pixel_decoder = PixelDecoder(config, backbone.config.dims)
         self.decoder = QueryDecoder(config)
 
-    def forward(self, images):
-        """Images (B, 3, H, W), as the backbone takes them -> SegmenterOutput."""
+    def segment(self, images):
+        """Images (B, 3, H, W) of one size -> SegmenterOutput."""
         token_sets = self.backbone(images)
         mask_features, levels = self.pixel_decoder(token_sets)
         canvas, positions = token_sets[0].canvas, [t.positions for t in token_sets[:0:-1]]
         at = [p[..., 1] * canvas[1] + p[..., 0] for p in positions]  # the finest tokens are all cells, in raster order
         predictions = self.decoder(mask_features, levels, positions, at)
-        return output(predictions, canvas)
-
-
-def output(predictions, canvas):
-    """Shape a list of (classes, mask logits (B, q, h w)) as a SegmenterOutput."""
-    shaped = [(classes, masks.unflatten(2, canvas)) for classes, masks in predictions]
-    names = ("class_queries_logits", "masks_queries_logits")
-    return SegmenterOutput(*shaped[-1], [dict(zip(names, pair, strict=True)) for pair in shaped[:-1]])
+        return output([(classes, masks.unflatten(2, canvas)) for classes, masks in predictions])

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-from .neighborhoods import gather_rows, token_slices
+from . import dispatch, merging_operator
+from .indexing import gather_rows, recomputed, token_slices
+from .position import relative_position
 
 MID_CHANNELS = 4  # weights a slot
 
@@ -28,7 +30,12 @@ def merge_neighborhoods(features, scores, neighbors, slots):
     weighted = features * scores[..., None]
     slots = slots.to(weighted.dtype).transpose(2, 3)  # (B, K, 4, M)
     parts = token_slices(neighbors, features.shape[0] * features.shape[2])
-    return torch.cat([(slots[:, part] @ gather_rows(weighted, neighbors[:, part])).flatten(2) for part in parts], dim=1)
+    return torch.cat([recomputed(_mix, weighted, neighbors[:, part], slots[:, part]) for part in parts], dim=1)
+
+
+def _mix(weighted, neighbors, slots):
+    """weighted (B, n, C), neighbors (B, K, M), slots (B, K, 4, M) -> (B, K, 4 C)."""
+    return (slots @ gather_rows(weighted, neighbors)).flatten(2)
 
 
 def weight_network():
@@ -47,14 +54,20 @@ class Merging(nn.Module):
 
     def forward(self, features, scores, kept, geometry):
         """features (B, n, C), scores (B, n), kept (B, K), StageGeometry -> (B, K, C')."""
-        batch = len(features)
-        neighbors = gather_rows(geometry.neighbors.expand(batch, -1, -1), kept)
-        slots = self.slot_weights(geometry.relative_of(kept))
-        if geometry.valid is not None:
-            valid = gather_rows(geometry.valid.expand(batch, -1, -1), kept)
-            slots = slots.masked_fill(~valid[..., None], 0)
-        merged = merge_neighborhoods(features, scores, neighbors, slots)
+        neighbors = geometry.neighbors_of(kept)  # (B, K, M), -1 where a slot is empty
+        if dispatch.path("merging", features.device) == "gather":
+            merged = self._gather(features, scores, kept, neighbors, geometry)
+        else:
+            matrix = merging_operator.parameter_matrix(self.weight_net)
+            merged = torch.ops.aff.merge(features, scores, geometry.positions, kept, neighbors, matrix)
         return self.linear(self.norm(merged.to(self.norm.weight.dtype)))  # in low precision, scores are still float32
+
+    def _gather(self, features, scores, kept, neighbors, geometry):
+        near, positions = neighbors.clamp(min=0), geometry.positions.expand(len(kept), -1, -1)
+        offsets = gather_rows(positions, near) - gather_rows(positions, kept)[:, :, None]
+        slots = self.slot_weights(relative_position(offsets, geometry.dtype))
+        slots = slots.masked_fill((neighbors < 0)[..., None], 0)
+        return merge_neighborhoods(features, scores, near, slots)
 
     def slot_weights(self, relative):
         """W of Eq. 4, from relative positions (B, K, M, 5), in at least float32 also under autocast."""

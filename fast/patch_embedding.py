@@ -38,10 +38,19 @@ def prepare_image(image):
     if image.dtype == torch.uint8:
         mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (MEAN, STD))
         image = (image / 255.0 - mean) / std
-    elif not (finite := image.isfinite().flatten(1).all(dim=1)).all():
+    else:
+        _check_finite(image)
+    return nn.functional.pad(image, (0, -width % 4, 0, -height % 4))
+
+
+def _check_finite(image):
+    """Refuse NaN and infinity; in a compiled model, which cannot wait for the answer, by a failing assertion."""
+    finite = image.isfinite().flatten(1).all(dim=1)
+    if torch.compiler.is_compiling():
+        torch._assert_async(finite.all(), "image holds values that are NaN or infinite")
+    elif not finite.all():
         bad = (~finite).nonzero().flatten().tolist()
         raise ValueError(f"image holds values that are NaN or infinite, in number {bad} of the batch")
-    return nn.functional.pad(image, (0, -width % 4, 0, -height % 4))
 
 
 def grid_positions(canvas, device=None):

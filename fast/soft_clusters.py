@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from .neighborhoods import gather_rows, nearest_tokens
+from .indexing import gather_rows
+from .neighborhoods import nearest_tokens
 
 CANDIDATES = 9  # merged tokens that a fine token may belong to
 EMBEDDING = 128  # channels in which tokens are compared

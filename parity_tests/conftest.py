@@ -1,11 +1,15 @@
 """Settings of every test: deterministic, one thread, full precision; and the parity table at the end of the run."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
 
 from parity_tests.compare import TABLE
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
 torch.set_num_threads(1)
 torch.set_float32_matmul_precision("highest")
 settings.register_profile("parity", derandomize=True, deadline=None, max_examples=40, database=None)

@@ -195,18 +195,23 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
     assert torch.equal(drop.eval()(torch.ones(5, 2)), torch.ones(5, 2))
 
 
-@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_cluster_by_cluster_is_token_by_token(case, dtype, device):
-    """The form that the model uses against the plain one, on the same queries, keys, values and position term."""
+    """The operator that the model uses against the plain form, on the same queries, keys, values and position term."""
     values, _ = parts(case, dtype)
     values = {name: value.to(device) for name, value in values.items() if name != "bias"}
     geometry = case.fast_geometry(torch.float64, device)
-    w = torch.from_numpy(case.generator("w").standard_normal((5, case.heads))).to(device) / 10
-    got = fast.attention.cluster_attention(geometry=geometry, bias=(geometry.between @ w).to(dtype), **values)
+    w = torch.from_numpy(case.generator("w").standard_normal((case.heads, 5))).to(device) / 10
+    b = torch.from_numpy(case.generator("b").standard_normal(case.heads)).to(device)
+    query, key, value = (geometry.to_clusters(values[name]) for name in ("query", "key", "value"))
+    blank = torch.stack([values["blank_key"], values["blank_value"]], dim=1)
+    got = fast.attention.attention_by_clusters(
+        query, torch.stack([key, value], dim=-2), blank, w, b, geometry.renumbered()
+    )
     wide = {name: value.double() for name, value in values.items()}
     slots = {"neighbors": geometry.neighbors, "valid": geometry.valid}
-    bias = geometry.relative @ w
-    oracle = fast.attention.local_attention(bias=bias.to(dtype).double(), **slots, **wide)
+    bias = geometry.relative @ w.T + b
+    oracle = fast.attention.local_attention(bias=bias, **slots, **wide)
     baseline = fast.attention.local_attention(bias=bias.to(dtype), **slots, **values)
-    assert_parity(got, oracle.cpu().numpy(), baseline, dtype, name="cluster_attention")
+    assert_parity(geometry.from_clusters(got), oracle.cpu().numpy(), baseline, dtype, name="attention_by_clusters")

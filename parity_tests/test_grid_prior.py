@@ -1,17 +1,27 @@
 """Local stride, grid prior and reserved tokens: equal in both twins and in the k-d tree."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fast.buckets
 import fast.grid_prior
 import reference.grid_prior
 from parity_tests.cases import CASES, case_named
 from parity_tests.compare import assert_equal
 from parity_tests.test_clustering import token_sets
 from reference.grid_prior import METRICS, grid_prior, local_stride, local_stride_kdtree, reserved_tokens
+
+
+@pytest.fixture(autouse=True, scope="module")
+def buckets_for_few_too():
+    """Small sets go the way of large ones here."""
+    with mock.patch.object(fast.buckets, "FEW_PAIRS", 0):
+        yield
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -84,7 +94,7 @@ def test_result_does_not_depend_on_how_many_pairs_are_held_at_once(monkeypatch):
     case = case_named("shuffled")
     positions = torch.from_numpy(case.positions())
     whole = fast.grid_prior.local_stride(positions)
-    monkeypatch.setattr(fast.grid_prior, "PAIRS_AT_ONCE", 7000)
+    monkeypatch.setattr(fast.buckets, "PAIRS_AT_ONCE", 7000)
     assert torch.equal(fast.grid_prior.local_stride(positions), whole)
 
 

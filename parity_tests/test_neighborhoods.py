@@ -1,6 +1,7 @@
 """Nearest clusters and neighbourhoods: equal in both twins and in the k-d tree, and none nearer left out."""
 
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fast.buckets
 import fast.neighborhoods
 import reference.neighborhoods
 from parity_tests.cases import CASES, SMALL, case_named
@@ -16,6 +18,13 @@ from parity_tests.plain import relative_position
 from parity_tests.test_clustering import token_sets
 from reference.clustering import balanced_clusters, cluster_sums
 from reference.neighborhoods import nearest_clusters, nearest_clusters_kdtree, nearest_count, nearest_tokens
+
+
+@pytest.fixture(autouse=True, scope="module")
+def buckets_for_few_too():
+    """Small sets go the way of large ones here."""
+    with mock.patch.object(fast.buckets, "FEW_PAIRS", 0):
+        yield
 
 
 def clusters_of(positions, m, canvas, curve="scanline"):
@@ -134,7 +143,7 @@ def test_nearest_tokens_agree(case, nearest, device):
 def test_result_does_not_depend_on_how_many_pairs_are_held_at_once(monkeypatch):
     case = case_named("last_cluster_of_one")
     whole = case.fast_geometry()
-    monkeypatch.setattr(fast.neighborhoods, "PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr(fast.buckets, "PAIRS_AT_ONCE", 50)
     assert torch.equal(case.fast_geometry().neighbors, whole.neighbors)
 
 
@@ -149,7 +158,7 @@ def test_batch_does_not_matter():
 
 def test_distances_beyond_int64_are_refused():
     points = torch.tensor([[[0, 0], [2**31, 0]]])
-    with pytest.raises(ValueError, match="too many for exact integer distances"):
+    with pytest.raises(ValueError, match="too large for exact integers"):
         fast.neighborhoods.nearest_tokens(points, points, 1)
 
 

@@ -6,7 +6,7 @@ import torch
 
 import fast.postprocess
 import reference.postprocess
-from fast.mask2former import SegmenterOutput
+from fast.segmenter import SegmenterOutput
 from parity_tests.compare import assert_equal, assert_parity
 
 CASES = {  # queries, classes, maps (h, w)

@@ -6,7 +6,7 @@ import torch
 
 import fast.matching
 import reference.matching
-from fast.mask2former import SegmenterOutput
+from fast.segmenter import SegmenterOutput
 
 QUERIES, CLASSES, POINTS = 7, 4, 50
 

@@ -1,0 +1,136 @@
+"""``aff::attention`` and its backward as operators of torch.library: one opaque step for torch.compile and CUDA graphs.
+
+Which path runs is looked up when an operator is called (``dispatch``). Forward and backward agree on the log-sum-exp of
+each token's logits, so either can fall back alone.
+"""
+
+import torch
+from torch import Tensor
+
+from . import cluster_attention, dispatch
+from .attention_plan import PLAN_SIZES, attention_plan
+
+
+@torch.library.custom_op("aff::attention", mutates_args=())
+def attention(
+    query: Tensor,
+    key_value: Tensor,
+    blank: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    positions: Tensor,
+    members: Tensor,
+    nearest: Tensor,
+    plan: list[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Attend, as ``attention.attention_by_clusters`` says; the last four are fields of a StageGeometry ``in_clusters``.
+
+    Returns out (B, k m, H, d) and the log-sum-exp of the logits (B, k m, H), in float32 or wider.
+    """
+    inputs, place = (query, key_value, blank, weight, bias), (positions, members, nearest, plan)
+    if len(query) == 0:
+        return _empty_output(*inputs)
+    return dispatch.run(
+        "attention",
+        query.device,
+        {path: lambda path=path: _KERNELS[path][0](*inputs, members, _plan(path, *place)) for path in _KERNELS},
+    )
+
+
+def _empty_output(query, *_):
+    """Room for out and lse; also what torch.compile traces with."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return torch.empty_like(query, memory_format=torch.contiguous_format), query.new_empty(query.shape[:3], dtype=wide)
+
+
+attention.register_fake(_empty_output)
+
+
+@torch.library.custom_op("aff::attention_backward", mutates_args=())
+def attention_backward(
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key_value: Tensor,
+    blank: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    positions: Tensor,
+    members: Tensor,
+    nearest: Tensor,
+    plan: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key_value, blank, weight and bias from that of ``out``."""
+    inputs, place = (grad, out, lse, query, key_value, blank, weight, bias), (positions, members, nearest, plan)
+    if len(query) == 0:
+        return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs[3:])
+    return dispatch.run(
+        "attention",
+        query.device,
+        {path: lambda path=path: _KERNELS[path][1](*inputs, members, _plan(path, *place)) for path in _KERNELS},
+    )
+
+
+@attention_backward.register_fake
+def _(grad, out, lse, query, key_value, blank, weight, bias, positions, members, nearest, plan):
+    return tuple(x.new_empty(x.shape) for x in (query, key_value, blank, weight, bias))
+
+
+def _save(ctx, inputs, output):
+    *tensors, plan = inputs
+    ctx.save_for_backward(*output, *tensors, *plan)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad, _):
+    out, lse, *rest = ctx.saved_tensors
+    tensors, plan = rest[:8], rest[8:]
+    grads = (None,) * 5 if grad is None else torch.ops.aff.attention_backward(grad, out, lse, *tensors, plan)
+    return *grads, None, None, None, [None] * len(plan)
+
+
+attention.register_autograd(_differentiate, setup_context=_save)
+
+
+def _plan(path, positions, members, nearest, plan):
+    """The plan as given if it was made for this path, else a new one."""
+    if len(plan) == PLAN_SIZES[path]:
+        return plan
+    return attention_plan(positions, members, nearest, path=path)
+
+
+def _split(x, members):
+    """(B, k m, ...) -> (B, k, m, ...)."""
+    return x.unflatten(1, members.shape[1:])
+
+
+def _clusters_forward(query, key_value, blank, weight, bias, members, plan):
+    parts = (_split(x, members) for x in (query, key_value))
+    return tuple(x.flatten(1, 2) for x in cluster_attention.forward(*parts, blank, weight, bias, *plan))
+
+
+def _clusters_backward(grad, out, lse, query, key_value, blank, weight, bias, members, plan):
+    parts = (_split(x, members) for x in (grad, out, lse, query, key_value))
+    own, pair, *rest = cluster_attention.backward(*parts, blank, weight, bias, *plan)
+    return own.flatten(1, 2), pair.flatten(1, 2), *rest
+
+
+def _triton_forward(query, key_value, blank, weight, bias, members, plan):
+    from .triton import attention as fused
+
+    return fused.forward(query, key_value, blank, weight, bias, fused.plan_of(plan, members))
+
+
+def _triton_backward(grad, out, lse, query, key_value, blank, weight, bias, members, plan):
+    from .triton import attention as fused
+
+    return fused.backward(grad, out, lse, query, key_value, blank, weight, bias, fused.plan_of(plan, members))
+
+
+_KERNELS = {
+    "triton": (_triton_forward, _triton_backward),
+    "clusters": (_clusters_forward, _clusters_backward),
+    "gather": (_clusters_forward, _clusters_backward),  # asked for directly: the plain form is no operator
+}

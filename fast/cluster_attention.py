@@ -1,0 +1,141 @@
+"""Attention cluster by cluster in dense products (paper sec. 3.2): forward and backward, on any device.
+
+The tokens of one cluster see nearly the same clusters. The union of those is gathered once for all of them; which of
+its tokens each one really sees is a mask. Nothing of the size tokens x neighbourhood x channels is made, and nothing of
+the size tokens x neighbourhood is kept for the backward pass, which computes the weights anew.
+
+The blank token is one more cluster that every cluster sees, with one token in it. A pair of tokens has seven features
+(``attention_plan``): the five of Eq. 5, a one for the bias, and 0 or minus infinity for the mask; so position term,
+bias and mask are one product of (H, 7) by (7, pairs).
+
+Letters: B images, G clusters of a geometry (of all its images), m tokens a cluster, H heads, d channels a head,
+U clusters in a union (the blank one last), S tokens in a union, c copies: images that share a geometry.
+"""
+
+import torch
+
+NUMBERS_AT_ONCE = 1 << 20  # gathered at a time on a CPU: a slice should fit its cache
+NUMBERS_AT_ONCE_ELSEWHERE = 1 << 28  # to bound memory
+
+
+def forward(query, key_value, blank, weight, bias, union, features):
+    """Attend: every token to its neighbourhood and to the blank token.
+
+    Parameters
+    ----------
+    query : (B, k, m, H, d) tensor
+        Already scaled by d^-1/2.
+    key_value : (B, k, m, H, 2, d) tensor
+    blank : (H, 2, d) tensor
+        Key and value of the blank token.
+    weight, bias : (H, 5) and (H,) tensors
+        Of the position term.
+    union, features : tensors
+        Of ``attention_plan.cluster_plan``; for all images, or for one that stands for all.
+
+    Returns
+    -------
+    out : (B, k, m, H, d) tensor
+    lse : (B, k, m, H) tensor
+        Logarithm of the sum of the exponentials of a token's logits, in float32 or wider.
+    """
+    copies, d = len(query) * query.shape[1] // len(union), query.shape[-1]
+    q, source, position = (
+        _spread(query, copies),
+        _with_blank(key_value, blank, copies),
+        _position(weight, bias, features),
+    )
+    out, lse = torch.empty_like(q), q.new_empty(*q.shape[:-1], 1)
+    for part, places in _parts(union, copies, source):
+        near = _gather(source, places)  # (H, r c, S, 2 d)
+        logits = _logits(q[:, part], near[..., :d], position, features[:, part])
+        highest = logits.amax(dim=-1, keepdim=True)
+        total = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
+        out[:, part] = (logits @ near[..., d:]).div_(total).view_as(out[:, part])
+        lse[:, part] = total.log_().add_(highest).view_as(lse[:, part])
+    return _collect(out, query.shape).to(query.dtype), _collect(lse, (*query.shape[:-1], 1)).squeeze(-1)
+
+
+def backward(grad, out, lse, query, key_value, blank, weight, bias, union, features):
+    """Gradients of query, key_value, blank, weight and bias, from that of ``out``; arguments as for ``forward``."""
+    copies, d = len(query) * query.shape[1] // len(union), query.shape[-1]
+    q, source, position = (
+        _spread(query, copies),
+        _with_blank(key_value, blank, copies),
+        _position(weight, bias, features),
+    )
+    grad, out, lse = _spread(grad, copies), _spread(out, copies), _spread(lse[..., None], copies)
+    mean = (grad * out).sum(dim=-1, keepdim=True)
+    query_grad, source_grad = torch.empty_like(q), torch.zeros_like(source)
+    position_grad = torch.zeros_like(position)
+    for part, places in _parts(union, copies, source):
+        near = _gather(source, places)
+        here, upstream, normaliser, shift = (x[:, part].flatten(1, 2) for x in (q, grad, lse, mean))
+        weights = _logits(q[:, part], near[..., :d], position, features[:, part]).sub_(normaliser).exp_()
+        rise = (upstream @ near[..., d:].transpose(-1, -2)).sub_(shift).mul_(weights)  # gradient of the logits
+        query_grad[:, part] = (rise @ near[..., :d]).view_as(query_grad[:, part])
+        near_grad = torch.cat([rise.transpose(-1, -2) @ here, weights.transpose(-1, -2) @ upstream], dim=-1)
+        _add_back(source_grad, places, near_grad)
+        shared = rise.unflatten(1, (-1, copies)).sum(dim=2) if copies > 1 else rise  # (H, r, m, S)
+        position_grad[:, :6] += shared.flatten(1) @ features[:6, part].flatten(1).T.to(shared.dtype)
+    own, blank_grad = source_grad[:, :-1], source_grad[:, -1, 0].unflatten(-1, (2, d))
+    own = _collect(own.unflatten(1, (-1, copies)), (*query.shape[:-1], 2 * d)).unflatten(-1, (2, d))
+    of_position = position_grad[:, :5].clone(), position_grad[:, 5].clone()  # an operator's results share no memory
+    grads = _collect(query_grad, query.shape), own, blank_grad.clone(), *of_position
+    return tuple(x.to(like.dtype) for x, like in zip(grads, (query, key_value, blank, weight, bias), strict=True))
+
+
+def _spread(x, copies):
+    """(B, k, m, H, d) -> (H, G, c, m, d), in float32 or wider."""
+    shape = (copies, -1, *x.shape[2:])
+    return x.reshape(shape).permute(3, 1, 0, 2, 4).to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+
+
+def _collect(x, shape):
+    """The inverse of ``_spread``."""
+    return x.permute(2, 1, 3, 0, 4).reshape(shape).contiguous()
+
+
+def _with_blank(key_value, blank, copies):
+    """Keys and values (B, k, m, H, 2, d) -> (H, G c + 1, m, 2 d): the blank token is the first of the last cluster."""
+    source = _spread(key_value.flatten(4), copies).flatten(1, 2)
+    last = source.new_zeros(len(source), 1, *source.shape[2:])
+    last[:, 0, 0] = blank.flatten(1)
+    return torch.cat([source, last], dim=1)
+
+
+def _position(weight, bias, features):
+    """One row of seven a head: what the seven features are multiplied with."""
+    position = torch.cat([weight, bias[:, None], torch.ones_like(bias)[:, None]], dim=1)
+    return position.to(features.dtype)
+
+
+def _parts(union, copies, source):
+    """Slices of clusters, each with the places (r, c, U) in ``source`` of the clusters that it sees."""
+    limit = NUMBERS_AT_ONCE if source.device.type == "cpu" else NUMBERS_AT_ONCE_ELSEWHERE
+    numbers = copies * union.shape[1] * source[:, 0].numel()
+    rows, copy = max(1, limit // max(1, numbers)), torch.arange(copies, device=union.device)
+    for start in range(0, len(union), rows):
+        part = slice(start, start + rows)
+        yield part, (union[part, None] * copies + copy[:, None]).clamp(max=source.shape[1] - 1)
+
+
+def _gather(source, places):
+    """Keys and values of the clusters at places (r, c, U) -> (H, r c, S, 2 d)."""
+    r, c, u = places.shape
+    near = source.index_select(1, places.flatten())
+    return near.view(len(source), r * c, u * source.shape[2], source.shape[3])
+
+
+def _add_back(source, places, near):
+    """Add near (H, r c, S, 2 d) to the clusters at places (r, c, U) of ``source``."""
+    r, c, u = places.shape
+    source.index_add_(1, places.flatten(), near.view(len(source), r * c * u, *source.shape[2:]))
+
+
+def _logits(query, key, position, features):
+    """query (H, r, c, m, d), key (H, r c, S, d), position (H, 7), features (7, r, m, S) -> logits (H, r c, m, S)."""
+    logits = query.flatten(1, 2) @ key.transpose(-1, -2)
+    term = (position @ features.flatten(1)).view(len(query), query.shape[1], 1, *features.shape[2:])
+    logits.unflatten(1, query.shape[1:3]).add_(term)
+    return logits

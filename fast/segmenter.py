@@ -1,0 +1,123 @@
+"""What both heads share: their output, and batches of images of several sizes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .patch_embedding import prepare_image
+
+OUTSIDE = -20.0  # mask logit in the padding: no object there
+
+
+@dataclass(frozen=True)
+class SegmenterOutput:
+    """What a segmenter returns; named as transformers names it, so that its post-processing reads it."""
+
+    class_queries_logits: Tensor  # (B, q, classes + 1); the last class is "no object"
+    masks_queries_logits: Tensor  # (B, q, h, w)
+    auxiliary_logits: list  # of dicts with both keys: of the learnt queries and of every layer but the last
+
+
+def pad_images(images):
+    """Stack images of several sizes, filled up with zeros at the right and at the bottom.
+
+    Parameters
+    ----------
+    images : list of (3, H, W) tensors
+        Of one dtype.
+
+    Returns
+    -------
+    images : (B, 3, H, W) tensor
+        With the largest H and the largest W.
+    pixel_mask : (B, H, W) bool tensor
+        True where there is an image.
+    """
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    pads = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in images]
+    masks = [nn.functional.pad(torch.ones_like(x[0], dtype=torch.bool), p) for x, p in zip(images, pads, strict=True)]
+    return torch.stack([nn.functional.pad(x, p) for x, p in zip(images, pads, strict=True)]), torch.stack(masks)
+
+
+class Segmenter(nn.Module):
+    """A backbone with a head; subclasses define ``segment(images)`` for images of one size."""
+
+    def forward(self, images, pixel_mask=None):
+        """Segment a batch.
+
+        Images of one size run together, each without its padding, so that an image's result does not depend on how much
+        it was padded: tokens, clusters and importance would.
+
+        Parameters
+        ----------
+        images : (B, 3, H, W) tensor
+            As the backbone takes them.
+        pixel_mask : (B, H, W) bool or integer tensor, optional
+            1 where there is an image, from the top left corner; 0 in the padding (``pad_images``). By default all is
+            image.
+
+        Returns
+        -------
+        SegmenterOutput
+            On the grid of the padded images; where an image's own grid ends, mask logits are -20.
+
+        Raises
+        ------
+        ValueError
+            A pixel mask of another shape or one that is no rectangle; several sizes with ``sine_max="batch"``.
+        """
+        if len(images) == 0:
+            return self._of_nothing(prepare_image(images))
+        if pixel_mask is None:
+            return self.segment(images)
+        groups = _groups(images, pixel_mask)
+        if len(groups) > 1 and self.config.sine_max == "batch":
+            raise ValueError('sine_max="batch" ties an image to its batch; for several sizes use sine_max="image"')
+        canvas = [-(-side // 4) for side in images.shape[2:]]
+        outputs = [self.segment(images[index, :, :h, :w]) for (h, w), index in groups.items()]
+        back = torch.tensor(sum(groups.values(), [])).argsort().to(images.device)
+        predictions = [[_pair(o) for o in (*output.auxiliary_logits, output)] for output in outputs]
+        return output([_merged(layer, back, canvas) for layer in zip(*predictions, strict=True)])
+
+    def _of_nothing(self, images):
+        """The output for a batch of no images, prepared."""
+        config, (h, w) = self.config, (side // 4 for side in images.shape[2:])
+        layers = config.decoder_layers + 1
+        classes = images.new_empty(0, config.num_queries, config.num_classes + 1)
+        return output([(classes, images.new_empty(0, config.num_queries, h, w))] * layers)
+
+
+def output(predictions):
+    """Put a list of (classes (B, q, classes + 1), mask logits (B, q, h, w)) into a SegmenterOutput."""
+    names = ("class_queries_logits", "masks_queries_logits")
+    return SegmenterOutput(*predictions[-1], [dict(zip(names, pair, strict=True)) for pair in predictions[:-1]])
+
+
+def _groups(images, pixel_mask):
+    """Indices of the images of each size (H, W)."""
+    if pixel_mask.shape != (len(images), *images.shape[2:]):
+        wanted = (len(images), *images.shape[2:])
+        raise ValueError(f"pixel_mask must have shape (B, H, W) = {wanted}, not {tuple(pixel_mask.shape)}")
+    mask, groups = pixel_mask.bool().cpu(), {}
+    heights, widths = mask.any(dim=2).sum(dim=1).tolist(), mask.any(dim=1).sum(dim=1).tolist()
+    for i, size in enumerate(zip(heights, widths, strict=True)):
+        if not mask[i, : size[0], : size[1]].all() or mask[i].sum() != size[0] * size[1]:
+            raise ValueError(f"pixel_mask {i} is no rectangle at the top left: pad at the right and bottom only")
+        groups.setdefault(size, []).append(i)
+    return groups
+
+
+def _pair(prediction):
+    if isinstance(prediction, SegmenterOutput):
+        return prediction.class_queries_logits, prediction.masks_queries_logits
+    return prediction["class_queries_logits"], prediction["masks_queries_logits"]
+
+
+def _merged(layer, back, canvas):
+    """One layer's (classes, masks) of each group -> those of the whole batch, in its order, on one canvas."""
+    masks = []
+    for _, m in layer:
+        pad = (0, canvas[1] - m.shape[3], 0, canvas[0] - m.shape[2])
+        masks.append(nn.functional.pad(m, pad, value=OUTSIDE))
+    return torch.cat([classes for classes, _ in layer])[back], torch.cat(masks)[back]

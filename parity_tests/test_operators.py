@@ -1,0 +1,117 @@
+"""The operators of torch.library: opcheck, torch.compile of the whole model, checkpointing, determinism, odd inputs."""
+
+import pytest
+import torch
+
+import fast
+from fast import dispatch
+from fast.attention import attention_by_clusters
+from fast.neighborhoods import stage_geometry
+from parity_tests.cases import case_named
+from parity_tests.weights import fill
+
+CASE = case_named("last_cluster_of_one")
+SMALL = {"num_classes": 4, "depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "heads": (1, 2, 2, 2)}
+
+
+def attention_inputs(dtype=torch.float64):
+    """Query, key_value, blank, weight and bias of a case that ends in a short cluster, and its geometry."""
+    geometry = CASE.fast_geometry(torch.float64).renumbered()
+    tokens, heads, d = geometry.positions.shape[1], 2, 3
+    shapes = {"query": (tokens, heads, d), "key_value": (tokens, heads, 2, d)}
+    values = {name: CASE.normal(name, *shape, dtype=dtype) for name, shape in shapes.items()}
+    small = {"blank": (heads, 2, d), "weight": (heads, 5), "bias": (heads,)}
+    values |= {name: CASE.normal(name, *shape, dtype=dtype)[0] for name, shape in small.items()}
+    return [x.clone().requires_grad_() for x in values.values()], geometry
+
+
+def small_model(**overrides):
+    model = fast.create_model("aff_nano", **SMALL | overrides)
+    fill(model, seed=3, dtype=torch.float32)
+    return model
+
+
+def images(batch=2, height=64, width=96):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own doing
+def test_attention_is_a_sound_operator():
+    inputs, g = attention_inputs()
+    torch.library.opcheck(torch.ops.aff.attention, (*inputs, g.positions, g.members, g.nearest, list(g.plan)))
+
+
+@pytest.mark.parametrize("neighborhood", [24, 10_000], ids=["local", "global"])
+def test_geometry_is_a_sound_operator(neighborhood):
+    positions = torch.from_numpy(CASE.positions())
+    arguments = (positions, CASE.cluster_size, neighborhood, *CASE.canvas, "scanline", torch.float32)
+    torch.library.opcheck(torch.ops.aff.stage_geometry, arguments)
+    torch.library.opcheck(torch.ops.aff.local_stride, (positions, "l2"))
+
+
+def test_attention_passes_gradcheck():
+    inputs, geometry = attention_inputs()
+    assert torch.autograd.gradcheck(lambda *x: attention_by_clusters(*x, geometry), inputs, fast_mode=True)
+
+
+def test_the_whole_model_compiles_to_one_graph_at_two_sizes():
+    model = small_model()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for x in (images(), images(1, 96, 64)):
+        found = compiled(x)
+        got = torch.autograd.grad(found.square().sum(), list(model.parameters()))
+        expected = model(x)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(got, torch.autograd.grad(expected.square().sum(), list(model.parameters())))
+
+
+@pytest.mark.parametrize("attention", ["clusters", "gather"])
+def test_the_same_seed_trains_the_same_weights_twice(attention):
+    def trained():
+        torch.manual_seed(0)
+        model = fast.create_model("aff_nano", **SMALL, drop_path=0.2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for _ in range(2):
+            model(images()).square().sum().backward()
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        with dispatch.force(attention=attention):
+            assert torch.equal(trained(), trained())
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_checkpointing_changes_no_gradient():
+    model = small_model()
+    plain = torch.autograd.grad(model(images()).square().sum(), list(model.parameters()))
+    model.set_grad_checkpointing(True)
+    saving = torch.autograd.grad(model(images()).square().sum(), list(model.parameters()))
+    torch.testing.assert_close(saving, plain)
+
+
+def test_strided_inputs_give_what_contiguous_ones_give():
+    inputs, geometry = attention_inputs()
+    plain = attention_by_clusters(*inputs, geometry)
+    upstream = torch.randn(plain.shape, dtype=plain.dtype, generator=torch.Generator().manual_seed(2))
+    strided = [torch.stack([x.detach(), x.detach()], dim=-1)[..., 0].requires_grad_() for x in inputs]
+    strided[0] = inputs[0].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    found = attention_by_clusters(*strided, geometry)
+    assert not strided[0].is_contiguous() and torch.equal(found, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, upstream) for y, x in ((found, strided), (plain, inputs))))
+
+
+def test_a_batch_of_no_images_gives_no_logits_and_zero_gradients():
+    model = small_model().eval()
+    logits = model(images(0))
+    assert logits.shape == (0, 4)
+    logits.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_more_places_than_an_index_holds_are_refused():
+    far = torch.tensor([[[0, 0], [2**40, 2**40], [5, 5], [9, 1]]])
+    with pytest.raises(ValueError, match="too many|too large|too far"):
+        stage_geometry(far, 2, 2, (2**41, 2**41))
