@@ -46,8 +46,10 @@ def forward(query, key_value, blank, weight, bias, union, features):
         _position(weight, bias, features),
     )
     out, lse = torch.empty_like(q), q.new_empty(*q.shape[:-1], 1)
+    room = None
     for part, places in _parts(union, copies, source):
-        near = _gather(source, places)  # (H, r c, S, 2 d)
+        room = _room(source, places) if room is None else room
+        near = _gather(source, places, room)  # (H, r c, S, 2 d)
         logits = _logits(q[:, part], near[..., :d], position, features[:, part])
         highest = logits.amax(dim=-1, keepdim=True)
         total = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
@@ -68,13 +70,17 @@ def backward(grad, out, lse, query, key_value, blank, weight, bias, union, featu
     mean = (grad * out).sum(dim=-1, keepdim=True)
     query_grad, source_grad = torch.empty_like(q), torch.zeros_like(source)
     position_grad = torch.zeros_like(position)
+    room = None
     for part, places in _parts(union, copies, source):
-        near = _gather(source, places)
+        room = torch.stack([_room(source, places)] * 2) if room is None else room
+        near = _gather(source, places, room[0])
         here, upstream, normaliser, shift = (x[:, part].flatten(1, 2) for x in (q, grad, lse, mean))
         weights = _logits(q[:, part], near[..., :d], position, features[:, part]).sub_(normaliser).exp_()
         rise = (upstream @ near[..., d:].transpose(-1, -2)).sub_(shift).mul_(weights)  # gradient of the logits
         query_grad[:, part] = (rise @ near[..., :d]).view_as(query_grad[:, part])
-        near_grad = torch.cat([rise.transpose(-1, -2) @ here, weights.transpose(-1, -2) @ upstream], dim=-1)
+        near_grad = room[1][: near.numel()].view_as(near)
+        _product(rise, here, near_grad.flatten(0, 1)[..., :d])
+        _product(weights, upstream, near_grad.flatten(0, 1)[..., d:])
         _add_back(source_grad, places, near_grad)
         shared = rise.unflatten(1, (-1, copies)).sum(dim=2) if copies > 1 else rise  # (H, r, m, S)
         position_grad[:, :6] += shared.flatten(1) @ features[:6, part].flatten(1).T.to(shared.dtype)
@@ -120,11 +126,21 @@ def _parts(union, copies, source):
         yield part, (union[part, None] * copies + copy[:, None]).clamp(max=source.shape[1] - 1)
 
 
-def _gather(source, places):
-    """Keys and values of the clusters at places (r, c, U) -> (H, r c, S, 2 d)."""
-    r, c, u = places.shape
-    near = source.index_select(1, places.flatten())
-    return near.view(len(source), r * c, u * source.shape[2], source.shape[3])
+def _room(source, places):
+    """Memory for the largest slice, which is the first: fresh pages would cost more time than what is put there."""
+    return source.new_empty(source[:, 0].numel() * places.numel())
+
+
+def _gather(source, places, room):
+    """Keys and values of the clusters at places (r, c, U) -> (H, r c, S, 2 d), in the memory of ``room``."""
+    (r, c, u), (h, _, m, width) = places.shape, source.shape
+    near = room[: h * r * c * u * m * width].view(h, r * c * u, m, width)
+    return torch.index_select(source, 1, places.flatten(), out=near).view(h, r * c, u * m, width)
+
+
+def _product(a, b, out):
+    """Put a^T b into ``out``: a (H, r c, m, S), b (H, r c, m, d), out (H r c, S, d)."""
+    torch.bmm(a.flatten(0, 1).transpose(-1, -2), b.flatten(0, 1), out=out)
 
 
 def _add_back(source, places, near):
@@ -135,7 +151,7 @@ def _add_back(source, places, near):
 
 def _logits(query, key, position, features):
     """query (H, r, c, m, d), key (H, r c, S, d), position (H, 7), features (7, r, m, S) -> logits (H, r c, m, S)."""
-    logits = query.flatten(1, 2) @ key.transpose(-1, -2)
-    term = (position @ features.flatten(1)).view(len(query), query.shape[1], 1, *features.shape[2:])
-    logits.unflatten(1, query.shape[1:3]).add_(term)
-    return logits
+    h, r, c, m, d = query.shape
+    term = (position @ features.flatten(1)).to(query.dtype).view(h, r, 1, m, -1).expand(-1, -1, c, -1, -1)
+    logits = term.reshape(h * r * c, m, -1).baddbmm_(query.reshape(-1, m, d), key.flatten(0, 1).transpose(-1, -2))
+    return logits.view(h, r * c, m, -1)

@@ -87,7 +87,7 @@ class Run:
         self.scheduler = self.task.build_scheduler(self.optimizer, config, self.updates)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.run.amp == "fp16")
         self.bad = BadImages(self.train_set)
-        compiled = torch.compile(self.model) if config.run.compile else self.model
+        compiled = torch.compile(self.model, fullgraph=True) if config.run.compile else self.model
         self.forward = ranks.wrap(compiled)
 
     @property

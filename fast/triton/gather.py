@@ -297,6 +297,7 @@ def _backward_values(grad, weights, nearest, grad_values, wide):
         WIDE=wide,
         BLOCK_E=ENTRIES,
         BLOCK_D=block_d,
+        enable_fp_fusion=True,
         num_warps=warps(ENTRIES * block_d),
     )
 
@@ -319,4 +320,9 @@ def _blocks(values, nearest):
 
 def _settings(blocks, places, attention, _, values, __):
     elements = blocks["BLOCK_R"] * blocks["BLOCK_P"] * blocks["BLOCK_K"] * blocks["BLOCK_D"]
-    return {**blocks, "WIDE": TYPES[wide_type(places, attention, values)], "num_warps": warps(elements)}
+    return {
+        **blocks,
+        "WIDE": TYPES[wide_type(places, attention, values)],
+        "num_warps": warps(elements),
+        "enable_fp_fusion": True,
+    }

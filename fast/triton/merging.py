@@ -256,6 +256,7 @@ def forward(features, scores, positions, kept, neighbors, parameters, sign=1):
             WIDE=TYPES[wide],
             BLOCK_M=block_m,
             BLOCK_C=block_c,
+            enable_fp_fusion=True,
             num_warps=warps(block_m * block_c),
         )
     return out
@@ -301,6 +302,7 @@ def _backward_tokens(grad, features, scores, positions, kept, neighbors, paramet
         **settings,
         BLOCK_E=ENTRIES,
         BLOCK_C=block_c,
+        enable_fp_fusion=True,
         num_warps=warps(ENTRIES * block_c),
     )
     return grad_features, grad_scores
@@ -319,6 +321,7 @@ def _backward_parameters(grad, features, scores, positions, kept, neighbors, par
         **settings,
         BLOCK_M=block_m,
         BLOCK_C=block_c,
+        enable_fp_fusion=True,
         num_warps=warps(block_m * block_c),
     )
     return partial.sum(dim=0)
