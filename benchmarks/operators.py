@@ -1,0 +1,135 @@
+"""Operators, ready to be timed: on tokens as a network with random scores keeps them, with AFF-Tiny's channels."""
+
+import torch
+from torch.nn.functional import linear
+
+from fast import dispatch
+from fast.attention import attention_by_clusters, local_attention
+from fast.clustering import cluster_order, cluster_sums
+from fast.deformable import DeformableAttention, lookup_table
+from fast.grid_prior import grid_prior, local_stride, reserved_tokens
+from fast.indexing import gather_rows
+from fast.merging import Merging
+from fast.models import model_config
+from fast.neighborhoods import nearest_clusters, stage_geometry
+from fast.patch_embedding import grid_positions
+from fast.selection import choose, token_counts
+
+from .cases import BACKWARD
+
+CONFIG = model_config("aff_tiny")
+NEAREST = 6  # clusters that make a neighbourhood of 48
+HIDDEN, HEADS, POINTS = 256, 8, 4  # of Mask2Former's encoder
+SWITCH = {"attention": "attention", "merging": "merging", "deformable reading": "interpolation"}  # else "neighbors"
+
+
+def has_plain_rival(case, device):
+    """Say whether a case takes another path than the plainest on a device."""
+    switch = SWITCH.get(case.what, "neighbors")
+    return case.group == "model" or dispatch.path(switch, device) != dispatch.PATHS[switch][-1]
+
+
+def tokens(canvas, stage, batch, device):
+    """Return positions (B, n, 2) of a stage's tokens where scores are random."""
+    generator = torch.Generator().manual_seed(0)
+    counts = token_counts(canvas, CONFIG.rate)
+    positions = grid_positions(canvas).repeat(batch, 1, 1)
+    for merge in range(1, stage):
+        scores = torch.rand(positions.shape[:2], generator=generator)
+        prior, reserved = grid_prior(positions, local_stride(positions)), reserved_tokens(positions, merge)
+        positions = gather_rows(positions, choose(scores, prior, reserved, counts[merge], CONFIG.alpha))
+    return positions.to(device)
+
+
+def prepare(case, device):
+    """Return a function that runs an operator once.
+
+    Parameters
+    ----------
+    case : Case
+        Of group "operator".
+    device : torch.device
+    """
+    canvas = tuple(side // 4 for side in case.size)
+    if case.what == "deformable reading":
+        return _deformable(case, canvas, device)
+    positions = tokens(canvas, case.stage, case.batch, device)
+    if case.what == "nearest clusters":
+        order = cluster_order(positions, CONFIG.cluster_size, canvas)[0]
+        sums, counts = cluster_sums(positions, order, CONFIG.cluster_size)
+        return lambda: nearest_clusters(positions, sums, counts, NEAREST)
+    if case.what == "nearest tokens":
+        return lambda: lookup_table(positions, canvas)
+    if case.what == "local stride":
+        return lambda: local_stride(positions)
+    if case.what == "stage geometry":
+        shared = positions[:1] if case.stage == 1 else positions  # all images share the full grid
+        return lambda: _geometry(shared, case.stage, canvas)
+    geometry = _geometry(positions[:1] if case.stage == 1 else positions, case.stage, canvas)
+    return {"attention": _attention, "merging": _merging}[case.what](case, geometry, positions, device)
+
+
+def _geometry(positions, stage, canvas):
+    return stage_geometry(positions, CONFIG.cluster_size, CONFIG.neighborhood[stage - 1], canvas)
+
+
+def _normal(device, dtype, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(device, dtype).requires_grad_()
+
+
+def _attention(case, geometry, positions, device):
+    """Without the linear layers around it, which are the same on every path."""
+    dim, heads, dtype = CONFIG.dims[case.stage - 1], CONFIG.heads[case.stage - 1], getattr(torch, case.dtype)
+    rows, d = (*positions.shape[:2], heads), dim // heads
+    query, key_value, blank = (_normal(device, dtype, *s) for s in ((*rows, d), (*rows, 2, d), (heads, 2, d)))
+    weight, bias = _normal(device, torch.float32, heads, 5), _normal(device, torch.float32, heads)
+    plain = dispatch.path("attention", device) == "gather"
+    if not plain:
+        query, key_value = (geometry.to_clusters(x.detach()).requires_grad_() for x in (query, key_value))
+        geometry = geometry.renumbered()
+
+    def by_gathering():
+        term = linear(geometry.relative, weight, bias)
+        return local_attention(query, *key_value.unbind(-2), geometry.neighbors, geometry.valid, term, *blank.unbind(1))
+
+    def by_clusters():
+        return attention_by_clusters(query, key_value, blank, weight, bias, geometry)
+
+    return _run(case, by_gathering if plain else by_clusters, [query, key_value, blank, weight, bias])
+
+
+def _merging(case, geometry, positions, device):
+    dim, counts = CONFIG.dims[case.stage - 1], token_counts(tuple(side // 4 for side in case.size), CONFIG.rate)
+    module = Merging(dim, CONFIG.dims[case.stage]).to(device)
+    features = _normal(device, getattr(torch, case.dtype), *positions.shape[:2], dim)
+    scores = _normal(device, torch.float32, *positions.shape[:2]).detach().sigmoid().requires_grad_()
+    kept = scores.detach().argsort(dim=1)[:, : counts[case.stage]].sort(dim=1).values
+
+    def merge():
+        with torch.autocast(device.type, torch.bfloat16, enabled=case.dtype == "bfloat16"):
+            return module(features, scores, kept, geometry)
+
+    return _run(case, merge, [features, scores, *module.parameters()])
+
+
+def _deformable(case, canvas, device):
+    levels = [tokens(canvas, stage, case.batch, device) for stage in (4, 3, 2)]
+    tables, sizes = [lookup_table(level, canvas) for level in levels], [level.shape[1] for level in levels]
+    positions = torch.cat(levels, dim=1)
+    module = DeformableAttention(HIDDEN, HEADS, len(levels), POINTS).to(device)
+    query, source = (_normal(device, torch.float32, *positions.shape[:2], HIDDEN) for _ in range(2))
+    inputs = [query, source, *module.parameters()]
+    return _run(case, lambda: module(query, positions, source, sizes, canvas, tables), inputs)
+
+
+def _run(case, forward, inputs):
+    """A function of no arguments: the forward pass alone, or with the gradients of all inputs."""
+
+    def alone():
+        with torch.no_grad():
+            forward()
+
+    def with_gradients():
+        torch.autograd.grad(forward().float().square().mean(), inputs)
+
+    return with_gradients if case.task == BACKWARD else alone

@@ -1,0 +1,176 @@
+"""The rows that are measured, as a CSV file, and the targets that they are held against."""
+
+import csv
+import datetime
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from fast.selection import token_counts
+from train.errors import UserError
+
+ROOT = Path(__file__).parent
+KEY = ("group", "what", "task", "stage", "size", "batch", "dtype", "mode", "paths")
+TIMES = ("median_ms", "min_ms", "max_ms", "repeats")
+MEMORY = ("peak_mib", "rise_mib", "memory_to_swin", "memory_to_plain")
+RATIOS = tuple(f"to_{rival}{end}" for rival in ("swin", "plain") for end in ("", "_min", "_max"))
+SOURCE = ("taken", "device", "threads", "torch", "timm", "commit", "date")
+COLUMNS = (*KEY, *TIMES, *RATIOS, *MEMORY, "share", *SOURCE)
+
+
+def source(device):
+    """Say where, with what and when rows were measured: the columns ``SOURCE`` without "taken"."""
+    git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    found = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "commit": found.stdout.strip() or "unknown",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def processor():
+    """Return the name of the CPU."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def read(path):
+    """Return the rows of a CSV file as dicts of text, none if there is no such file.
+
+    Raises
+    ------
+    UserError
+        A file of other columns.
+    """
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise UserError(f"{path} is no table of benchmarks.run: name another file by --out")
+    return rows
+
+
+def write(path, rows):
+    """Write rows (dicts of some of the COLUMNS) as a CSV file; numbers to four digits."""
+    text = [{name: as_text(row.get(name, "")) for name in COLUMNS} for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(text)
+
+
+def as_text(value):
+    """Write a value as the CSV file does."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return "" if value is None else str(value)
+
+
+def merge(old, new):
+    """Return the old rows, those of the same key replaced by new ones, and the rest of the new ones after them."""
+    fresh = {tuple(as_text(row[name]) for name in KEY): row for row in new}
+    kept = [fresh.pop(tuple(row[name] for name in KEY), row) for row in old]
+    return kept + list(fresh.values())
+
+
+def find(rows, **wanted):
+    """Return the rows whose columns read as wanted."""
+    return [row for row in rows if all(as_text(row.get(name)) == as_text(v) for name, v in wanted.items())]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure to reach: ``value`` is None where nothing was measured."""
+
+    what: str
+    value: float | None
+    limit: float
+    unit: str = "x"
+
+    def __str__(self):
+        if self.value is None:
+            return f"{self.what}: not measured (target: at most {self.limit:g} {self.unit})"
+        verdict = "met" if self.value <= self.limit else "missed"
+        return f"{self.what}: {self.value:.3g} {self.unit} (target: at most {self.limit:g} {self.unit}; {verdict})"
+
+
+def targets(rows, device_type):
+    """Hold rows against the targets of a device, "cpu" or "cuda"; returns a list of ``Target``."""
+    return _gpu_targets(rows) if device_type == "cuda" else _cpu_targets(rows)
+
+
+def _cpu_targets(rows):
+    tiny = {"group": "model", "what": "aff_tiny", "size": "224x224", "batch": 4, "paths": "fastest"}
+    mini = {"group": "geometry", "what": "aff_mini", "batch": 1}
+    forward, step = {**tiny, "task": "forward"}, {**tiny, "task": "training step"}
+    segmenter = _least(rows, "peak_mib", group="segmenter", what="aff_mini")
+    return [
+        Target("AFF-Tiny against Swin-Tiny, forward, 224 x 224, batch 4", _least(rows, "to_swin", **forward), 2),
+        Target("AFF-Tiny against Swin-Tiny, training step, 224 x 224, batch 4", _least(rows, "to_swin", **step), 2),
+        Target("its memory against Swin-Tiny's", _least(rows, "memory_to_swin", **step), 1.5),
+        *(
+            Target(
+                f"geometry in AFF-Mini's forward at 1024 x 2048, {call}",
+                _percent(_least(rows, "share", size="1024x2048", task=call, **mini)),
+                15,
+                "%",
+            )
+            for call in ("first call", "next call")
+        ),
+        *(
+            Target(f"geometry a token, 1024 x 2048 against 512 x 512, {call}", _growth(rows, task=call, **mini), 1.5)
+            for call in ("first call", "next call")
+        ),
+        Target("AFF-Mini + Mask2Former at 1024 x 2048, memory", segmenter and segmenter / 1024, 8, "GiB"),
+    ]
+
+
+def _gpu_targets(rows):
+    tiny = {"group": "model", "what": "aff_tiny", "size": "224x224", "batch": 128, "dtype": "bfloat16"}
+    attention = {"group": "operator", "what": "attention", "task": "forward + backward", "paths": "fastest"}
+    found = []
+    for task in ("forward", "training step"):
+        compiled = [
+            _least(rows, "to_swin", task=task, mode=mode, paths="fastest", **tiny) for mode in ("compiled", "captured")
+        ]
+        best = min((value for value in compiled if value is not None), default=None)
+        found.append(Target(f"AFF-Tiny against Swin-Tiny, bfloat16, batch 128, {task}, compiled or captured", best, 1))
+        memory = _least(rows, "memory_to_swin", task=task, paths="fastest", **tiny)
+        found.append(Target(f"its memory against Swin-Tiny's, {task}, the least of the modes", memory, 1))
+    for stage in (1, 2, 3, 4):
+        ratio = _least(rows, "to_plain", stage=stage, **attention)
+        found.append(
+            Target(f"attention against gathering, bfloat16, batch 128, forward + backward, stage {stage}", ratio, 0.2)
+        )
+    return found
+
+
+def _least(rows, column, **wanted):
+    values = [float(row[column]) for row in find(rows, **wanted) if row.get(column) not in (None, "")]
+    return min(values, default=None)
+
+
+def _percent(share):
+    return None if share is None else 100 * share
+
+
+def _growth(rows, **wanted):
+    """Cost of geometry a token (of all four stages) at 1024 x 2048, over that at 512 x 512."""
+    cost = []
+    for height, width in ((1024, 2048), (512, 512)):
+        time = _least(rows, "median_ms", size=f"{height}x{width}", **wanted)
+        cost.append(time and time / sum(token_counts((height // 4, width // 4), 0.25)))
+    return cost[0] / cost[1] if all(cost) else None

@@ -1,0 +1,150 @@
+"""Make the README's tables of time and memory from the rows that were measured.
+
+python -m benchmarks.table
+"""
+
+import sys
+from pathlib import Path
+
+from train.errors import Parser, UserError, run_command
+
+from .cases import BACKWARD, SWIN
+from .results import ROOT, find, read, targets
+
+README = ROOT.parent / "README.md"
+BEGIN, END = "<!-- made by python -m benchmarks.table: begin -->", "<!-- made by python -m benchmarks.table: end -->"
+NAMES = {"aff_mini": "AFF-Mini", "aff_tiny": "AFF-Tiny", "float32": "", "eager": ""}
+MODEL = ("time, ms", "x Swin-Tiny's", "x plain paths'", "memory, MiB", "x Swin-Tiny's")
+GEOMETRY = ("time, ms", "share of the forward pass")
+OPERATOR = ("time, ms", "x plain paths'", "memory, MiB")
+INTRODUCTION = """`make bench` runs the parity tests, then measures: about 12 minutes on two idle cores. Every row with
+device, versions and commit is in `benchmarks/cpu.csv` and `benchmarks/gpu.csv`; these are some of them.
+
+![images a second over image size](benchmarks/throughput.png)"""
+EXPLAINED = """Medians (least to most). A ratio is the median of the ratios of pairs timed in turn; AFF-Mini, too, is
+held against Swin-Tiny. Plain paths: every token gathers its neighbourhood, and all pairs are compared. Memory: the
+greatest that a process of its own had (on a GPU, its tensors), less what it had before the model was made."""
+
+
+def main(arguments):
+    """Rewrite the README between its markers, or the file that is named."""
+    parser = Parser("benchmarks.table", __doc__.splitlines()[0])
+    parser.add_argument("readme", nargs="?", type=Path, default=README)
+    target = parser.parse_args(arguments).readme
+    text = target.read_text(encoding="utf-8")
+    target.write_text(replace_block(text, page(read(ROOT / "cpu.csv"), read(ROOT / "gpu.csv"))), encoding="utf-8")
+
+
+def replace_block(text, block):
+    """Put ``block`` between the markers of ``text``.
+
+    Raises
+    ------
+    UserError
+        Not one marker of either kind, in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise UserError(f"the README needs one line {BEGIN} and one line {END} after it")
+    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+
+
+def page(cpu, gpu):
+    """Write the rows of a CPU and of a GPU as Markdown; says so where there are none."""
+    parts = [INTRODUCTION] if cpu or gpu else []
+    for rows, kind, title in ((cpu, "cpu", "CPU"), (gpu, "cuda", "GPU")):
+        if rows:
+            parts += [f"### {title}", said_of(rows), wished(rows, kind), EXPLAINED, *tables(rows)]
+        else:
+            parts.append(f"No {title} figure has been measured yet.")
+    return "\n\n".join(parts)
+
+
+def said_of(rows):
+    """Say where, with what and when the rows were measured."""
+    texts = []
+    for name in ("device", "threads", "torch", "timm", "commit", "date"):
+        values = list(dict.fromkeys(row[name] for row in rows))
+        texts.append(f"{'' if name == 'device' else name + ' '}{' and '.join(values)}")
+    return ", ".join(texts) + "."
+
+
+def tables(rows):
+    """Yield the tables of models, of geometry's share and of operators, and the line of the segmenter."""
+    models = [row for row in find(rows, group="model", paths="fastest") if row["what"] != SWIN]
+    yield table("model", MODEL, [[label(row), timed(row), *compared(row), *memory(row)] for row in models])
+    shares = find(rows, group="geometry")
+    yield table("geometry of", GEOMETRY, [[label(row), timed(row), percent(row["share"])] for row in shares])
+    operators = [
+        row
+        for row in find(rows, group="operator", paths="fastest")
+        if row["task"] == BACKWARD or (row["what"], row["stage"]) == ("stage geometry", "2")
+    ]
+    lines = [[label(row), timed(row), compared(row)[1], memory(row)[0]] for row in operators]
+    yield table("operator", OPERATOR, lines)
+    for row in find(rows, group="segmenter"):
+        took, peak = float(row["median_ms"]) / 1000, float(row["peak_mib"]) / 1024
+        yield (
+            f"{NAMES[row['what']]} + Mask2Former (100 queries, 19 classes), {area(row)}, one image: the first pass "
+            f"takes {number(took)} s, and its process has at most {number(peak)} GiB."
+        )
+
+
+def table(head, columns, lines):
+    """Write a Markdown table."""
+    head = "| " + " | ".join([head, *columns]) + " |\n" + "|---" * (1 + len(columns)) + "|"
+    return "\n".join([head, *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def label(row):
+    """Name a row in words."""
+    parts = [NAMES.get(row["what"], row["what"]), row["task"], area(row), f"batch {row['batch']}"]
+    parts += [f"stage {row['stage']}" if row["stage"] else "", *(NAMES.get(row[n], row[n]) for n in ("dtype", "mode"))]
+    return ", ".join(part for part in parts if part)
+
+
+def area(row):
+    """Write the image size."""
+    return row["size"].replace("x", " x ")
+
+
+def compared(row):
+    """Write a row's ratios of time: to Swin-Tiny and to the plain paths."""
+    return [spread(row, name, f"{name}_min", f"{name}_max") for name in ("to_swin", "to_plain")]
+
+
+def memory(row):
+    """Write a row's memory and its ratio to Swin-Tiny's."""
+    return [number(row["rise_mib"]), number(row["memory_to_swin"])]
+
+
+def percent(share):
+    """Write a share in percent."""
+    return f"{100 * float(share):.1f} %"
+
+
+def timed(row):
+    """Write a row's median time and its spread."""
+    return spread(row, "median_ms", "min_ms", "max_ms")
+
+
+def spread(row, middle, least, most):
+    """Write a median and, in brackets, the least and the most."""
+    if row[middle] == "":
+        return ""
+    return f"{number(row[middle])} ({number(row[least])} to {number(row[most])})"
+
+
+def number(value):
+    """Write a number to three digits, without an exponent."""
+    return "" if value == "" else f"{float(f'{float(value):.3g}'):,.10g}"
+
+
+def wished(rows, kind):
+    """List the targets."""
+    return "Targets:\n\n" + "\n".join(f"- {target}" for target in targets(rows, kind))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
