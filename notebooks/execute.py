@@ -1,0 +1,83 @@
+"""Re-execute notebooks and save them with their outputs: ``python notebooks/execute.py`` (all), or ``... 01 05``.
+
+Metadata is kept to what a reader needs (no times, no paths); a cell tagged "thumbnail" gives the index page's picture.
+"""
+
+import sys
+import time
+from base64 import b64decode
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # drawing imports train
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+SECONDS = 300  # for one cell
+
+
+def chosen(numbers):
+    """Return the paths of the notebooks whose names begin with these numbers; of all, if there are none.
+
+    Raises
+    ------
+    FileNotFoundError
+        A number that no notebook has.
+    """
+    every = sorted(HERE.glob("[0-9][0-9]_*.ipynb"))
+    unknown = [number for number in numbers if not any(path.name.startswith(f"{number}_") for path in every)]
+    if unknown:
+        known = ", ".join(path.name[:2] for path in every)
+        raise FileNotFoundError(f"no notebook {', '.join(unknown)}; there are {known}")
+    return [path for path in every if not numbers or path.name[:2] in numbers]
+
+
+def execute(path):
+    """Run one notebook from top to bottom and save it; return its figure for the index page (bytes), or None."""
+    notebook = nbformat.read(path, as_version=4)
+    quiet = {"extra_arguments": ["--log-level=ERROR"], "record_timing": False}
+    where = {"kernel_name": "python3", "resources": {"metadata": {"path": HERE}}}
+    NotebookClient(notebook, timeout=SECONDS, **where, **quiet).execute()
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    for number, cell in enumerate(notebook.cells, start=1):
+        cell.id = f"cell-{number:02}"
+        cell.metadata = nbformat.from_dict({"tags": tags} if (tags := cell.metadata.get("tags")) else {})
+        for output in cell.get("outputs", []):
+            if "metadata" in output:
+                output.metadata = {}
+    nbformat.write(notebook, path)
+    return thumbnail(notebook)
+
+
+def thumbnail(notebook):
+    """Return the last PNG (bytes) that a cell tagged "thumbnail" drew, or None."""
+    tagged = [cell for cell in notebook.cells if "thumbnail" in cell.metadata.get("tags", [])]
+    pictures = [o.data["image/png"] for cell in tagged for o in cell.outputs if "image/png" in o.get("data", {})]
+    return b64decode(pictures[-1]) if pictures else None
+
+
+def main(numbers):
+    """Execute the chosen notebooks, one line each; return the exit status."""
+    from drawing import save_thumbnail
+
+    try:
+        for path in chosen(numbers):
+            start = time.perf_counter()
+            picture = execute(path)
+            if picture is not None:
+                save_thumbnail(picture, path.name[:2])
+            print(f"{path.name}: {time.perf_counter() - start:.0f} s, {path.stat().st_size / 2**20:.2f} MB", flush=True)
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except CellExecutionError as error:
+        print(error, file=sys.stderr)
+        print(f"error: the cell above failed, {path.name} was left as it was", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
