@@ -1,32 +1,46 @@
-# make demo, make test: each sets up its own environment in .venv first (needs Python 3.11 or newer, nothing else).
+# make demo, make demo-classify, make test: each sets up its own environment in .venv first (needs Python 3.11 or newer, nothing else).
 NEW_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p $(NEW_ENOUGH) 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+# Runs every cell, with its asserts, in the environment's own kernel; figures and times may differ from the stored ones.
+NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 
-.PHONY: demo demo-segment test lint bench clean
+.PHONY: demo demo-classify test test-notebooks notebooks lab lint bench clean
 
 demo: $(VENV)/installed
 	$(RUN) -m train.demo
 
-demo-segment: $(VENV)/installed
-	$(RUN) -m train.demo_segment
+demo-classify: $(VENV)/installed
+	$(RUN) -m train.demo_classify
 
 test: $(VENV)/installed
 	$(RUN) -m pytest
+	$(RUN) -m pytest $(NBVAL)
+
+test-notebooks: $(VENV)/installed
+	$(RUN) -m pytest $(NBVAL)
+
+notebooks: $(VENV)/installed
+	$(RUN) notebooks/execute.py
+
+lab: $(VENV)/installed
+	$(RUN) -m jupyter lab --notebook-dir notebooks
 
 bench: $(VENV)/installed
-	$(RUN) -m benchmarks.forward
+	$(RUN) -m benchmarks.run
+	$(RUN) -m benchmarks.plot
+	$(RUN) -m benchmarks.table
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt Makefile
 	@$(or $(PYTHON),false) $(NEW_ENOUGH) || \
 		{ echo "error: no Python 3.11 or newer was found; name one: make PYTHON=/path/to/python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,test]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,test,notebooks]"
 	@touch $@
 
 clean:

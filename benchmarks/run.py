@@ -111,7 +111,7 @@ def tests_of(chosen):
 
 
 def check_parity(tests):
-    """Run tests, and let nothing be measured if one fails: design rule 10.
+    """Run tests, and let nothing be measured if one fails.
 
     Raises
     ------

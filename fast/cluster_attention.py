@@ -153,5 +153,9 @@ def _logits(query, key, position, features):
     """query (H, r, c, m, d), key (H, r c, S, d), position (H, 7), features (7, r, m, S) -> logits (H, r c, m, S)."""
     h, r, c, m, d = query.shape
     term = (position @ features.flatten(1)).to(query.dtype).view(h, r, 1, m, -1).expand(-1, -1, c, -1, -1)
-    logits = term.reshape(h * r * c, m, -1).baddbmm_(query.reshape(-1, m, d), key.flatten(0, 1).transpose(-1, -2))
+    logits = (
+        term.reshape(h * r * c, m, -1)
+        .contiguous()
+        .baddbmm_(query.reshape(-1, m, d), key.flatten(0, 1).transpose(-1, -2))
+    )
     return logits.view(h, r * c, m, -1)

@@ -17,7 +17,7 @@ from fast import checkpoints
 from fast.checkpoints import CheckpointError, config_from, from_official, load, to_official
 
 OFFICIAL = json.loads((Path(__file__).parent / "golden" / "official_state_dicts.json").read_text())
-PARAMETERS = {"mini": 6_754_451, "tiny": 27_020_367, "small": 42_612_961, "base": 75_341_075}  # spec section 7
+PARAMETERS = {"mini": 6_754_451, "tiny": 27_020_367, "small": 42_612_961, "base": 75_341_075}  # Table 1
 
 
 @lru_cache(maxsize=8)

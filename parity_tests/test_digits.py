@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from train.digit_parts import KINDS, PHOTOGRAPHS, load_material, read_photograph
+from train.digit_parts import BACKGROUNDS, PHOTOGRAPHS, kinds_of, load_material, read_photograph
 from train.digits import CLASSES, LEVELS, DigitsConfig, Painter, ScatteredDigits
 
+TEXTURES = BACKGROUNDS["textures"]
 MANY = DigitsConfig(height=96, width=128, digits=(5, 12), digit_size=(16, 48), sign="either", colour=0.2)
 
 
@@ -63,8 +64,9 @@ def test_splits_share_no_digit(material):
 
 
 def test_splits_share_no_pixel_of_a_photograph(material):
-    for name in PHOTOGRAPHS:
-        parts = [material[split].photographs[name] for split in ("train", "val")]
+    textures = {split: load_material(split, "textures") for split in material}
+    for chosen, name in [(material, name) for name in BACKGROUNDS["scenes"]] + [(textures, name) for name in TEXTURES]:
+        parts = [chosen[split].photographs[name] for split in ("train", "val")]
         assert all(part.shape[1] > 100 for part in parts)
         assert np.array_equal(np.concatenate(parts, axis=1), read_photograph(name))
 
@@ -78,7 +80,19 @@ def test_backgrounds_come_from_the_own_part(material):
 
 def test_every_kind_and_photograph_appears(material):
     seen = {(scene.background, scene.kind) for scene in scenes(LEVELS["easy"], material, 200)}
-    assert seen == set(PHOTOGRAPHS.items()) and {kind for _, kind in seen} == set(KINDS)
+    assert seen == {(name, PHOTOGRAPHS[name]) for name in BACKGROUNDS["scenes"]}
+    assert {kind for _, kind in seen} == set(kinds_of("scenes")) and len(seen) == 12
+
+
+def test_textures_are_six_of_a_kind_each():
+    data = ScatteredDigits(DigitsConfig(backgrounds="textures"), "val", 100)
+    seen = {(scene.background, scene.kind) for scene in map(data.scene, range(100))}
+    assert {name for name, _ in seen} == set(TEXTURES) and len({kind for _, kind in seen}) == len(TEXTURES) == 6
+
+
+def test_retina_is_cut_inside_its_disc():
+    eye = read_photograph("retina")
+    assert eye.shape == (970, 970, 3) and eye.max(axis=2).min() > 60  # its surroundings are black
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -178,6 +192,7 @@ def test_any_picture_size(material, height, width):
         ({"noise": "0.1"}, "noise must be a number"),
         ({"max_overlap": 1}, "max_overlap must be a number from 0 to 0.9"),
         ({"sign": "bright"}, "sign must be light, dark or either"),
+        ({"backgrounds": "maps"}, "backgrounds must be scenes or textures"),
     ],
 )
 def test_bad_setting_is_named_in_one_line(setting, message):

@@ -8,7 +8,8 @@ from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
 
 from parity_tests import seg_trees as trees
 from parity_tests.seg_trees import SQUARE, bands, picture
-from train.digits import DigitsConfig
+from train.digit_parts import KINDS, kinds_of
+from train.digits import CLASSES, DigitsConfig
 from train.errors import UserError
 from train.segmentation import folders
 from train.segmentation.digits import DigitsSource, find_parts, vocabulary
@@ -188,6 +189,17 @@ def test_digits_on_bare_ground():
     assert (sample.masks.sum(axis=0) == 1).all() and (sample.labels >= 10).all()
     source.task = "instance"
     assert source.load(0).masks.shape == (0, 64, 64)
+
+
+def test_digits_on_textures_have_the_textures_kinds():
+    source = DigitsSource("val", 20, look=DigitsConfig(backgrounds="textures", photographs=2))
+    assert [each.name for each in source.vocabulary.classes][10:] == list(kinds_of("textures"))
+    for index in range(20):
+        sample, scene = source.load(index), source.pictures.scene(index)
+        assert (sample.masks.sum(axis=0) == 1).all()
+        for label, mask in zip(sample.labels, sample.masks, strict=True):
+            name = source.vocabulary.classes[label].name
+            assert name in CLASSES or (scene.ground[mask] == KINDS.index(name)).all()
 
 
 def test_layouts_are_told_apart(tmp_path):

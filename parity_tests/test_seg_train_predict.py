@@ -12,8 +12,9 @@ import fast
 import fast.postprocess
 from parity_tests.seg_train_cases import KIND, config_of, model_of
 from parity_tests.seg_trees import picture
-from train import demo_segment, predict
+from train import demo, predict
 from train.checkpoint import write_file
+from train.config import load_config
 from train.errors import UserError, run_command
 from train.focus import is_inside
 from train.segmentation import inference
@@ -195,15 +196,21 @@ def test_focus_counts_cells_in_any_box():
 
 def test_demo_reports_beside_the_untrained_and_fails_below_enough(tmp_path, capsys):
     options = ["--config", "digits_panoptic_smoke", "--run.output", str(tmp_path), "--schedule.updates", "2"]
-    backbone = ["--backbone", "digits_smoke", "--backbone-epochs", "1", "--data.val_length", "2"]
-    assert demo_segment.main([*options, *backbone]) == 1
+    backbone = ["--backbone", "digits_smoke", "--data.val_length", "2"]
+    assert demo.main([*options, *backbone]) == 1
     text, report = capsys.readouterr().out, json.loads((tmp_path / "demo.json").read_text())
     assert "untrained" in text and "NOT reached" in text and "focus ratio" in text and "background 0.2" in text
     assert report["scores"].keys() == report["untrained"]["scores"].keys() >= {"PQ", "AP", "AP_small"}
     assert len(report["focus_ratio"]) == 3 and report["training_pictures"] == 8
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size[0] > 1000
-    assert fast.checkpoints.load(tmp_path / "backbone" / "last.pt")["epoch"] == 1
+    assert fast.checkpoints.load(tmp_path / "backbone" / "last.pt")["epoch"] == 2 and report["backbone_pictures"] == 128
+
+
+def test_demo_trains_its_backbone_on_pictures_like_its_own():
+    first, second = load_config("digits_backbone", []), config_of(name="digits_panoptic_nano")
+    several = second.data.digits.pop("digits")
+    assert first.data.digits == second.data.digits and several[1] > 1
 
 
 def test_prepared_pictures_give_back_their_own_size():

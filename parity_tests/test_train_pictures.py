@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from train import demo, evaluate, show
+from train import demo_classify, evaluate, show
 from train.build import build_model
 from train.classify import main as classify
 from train.config import load_config
@@ -79,7 +79,7 @@ def test_other_classes_get_a_new_head(trained):
         (evaluate.main, ["--checkpoint", "nowhere.pt"], "no checkpoint nowhere.pt"),
         (evaluate.main, ["--config", "digits_smoke", "--official", "nowhere.pt"], "no checkpoint nowhere.pt"),
         (classify, [], "required: --config"),
-        (demo.main, ["--config", "imagenet_mini"], "demonstration is on Scattered Digits"),
+        (demo_classify.main, ["--config", "imagenet_mini"], "demonstration is on Scattered Digits"),
         (classify, ["--config", "digits_smoke", "--model.overrides.rat", "0.2"], "did you mean 'rate'"),
         (classify, ["--config", "digits_smoke", "--data.digits.backgroud", "1"], "data.digits: .*backgroud"),
     ],
@@ -106,7 +106,7 @@ def test_focus_ratio_of_all_cells_is_one_and_of_the_box_alone_infinite():
 
 def test_demo_draws_reports_and_fails_below_80_percent(tmp_path, capsys):
     threads = torch.get_num_threads()
-    code = demo.main(["--config", "digits_smoke", "--run.output", str(tmp_path), "--schedule.epochs", "1"])
+    code = demo_classify.main(["--config", "digits_smoke", "--run.output", str(tmp_path), "--schedule.epochs", "1"])
     torch.set_num_threads(threads)
     report = json.loads((tmp_path / "demo.json").read_text())
     text = capsys.readouterr().out

@@ -3,14 +3,14 @@
 Commands (each has ``--help``):
 
 =================================  =============================================================
+``python -m train.demo``           the demonstration: a segmenter of small digits, in eight minutes
+``python -m train.demo_classify``  the classifier's demonstration, five minutes
 ``python -m train.classify``       train and evaluate a classifier by a config of ``train/configs``
 ``python -m train.evaluate``       top-1 and top-5 of a checkpoint
 ``python -m train.show IMAGE``     draw which tokens each stage kept, and the clusters
-``python -m train.demo``           the classifier's demonstration, five minutes
 ``python -m train.check_data``     what a segmentation data set holds, and what is wrong with it
 ``python -m train.segment``        train and judge a segmenter by ``train/configs/segmentation``
 ``python -m train.predict PATH``   segment pictures: overlays and run lengths
-``python -m train.demo_segment``   the segmenter's demonstration, eight minutes
 =================================  =============================================================
 
 Files, in reading order: ``config`` (what a run is), ``data`` and ``shards`` (where images come from), ``batches``

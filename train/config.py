@@ -55,7 +55,7 @@ class Data(Section):
 
 
 class Augment(Section):
-    """What is done to training images (spec section 10)."""
+    """What is done to training images."""
 
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     scale: tuple[float, float] = Field((0.08, 1.0), description="share of the area a random crop takes")

@@ -1,7 +1,9 @@
 """The real parts of Scattered Digits: photographs and handwritten digits, read from installed packages, cut by split.
 
 Training and validation share neither a digit (the last fifth of the scans is for validation) nor a pixel of a
-photograph (the left two thirds of each are for training, the right third for validation).
+photograph (the left two thirds of each are for training, the right third for validation). Scenes show different things
+on the left and on the right, so that a part does not tell what the whole is of; textures are alike all over, so that
+their kinds can be learnt from one part and found in the other.
 """
 
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SPLITS = ("train", "val")
-KINDS = ("building", "plant", "mineral", "people", "animal", "object")
+KINDS = ("building", "plant", "mineral", "people", "animal", "object", "stars", "tissue", "retina")
 PHOTOGRAPHS = {  # name in scikit-image (or, with .jpg, in scikit-learn) -> kind
     "brick": "building",
     "china.jpg": "building",
@@ -23,7 +25,21 @@ PHOTOGRAPHS = {  # name in scikit-image (or, with .jpg, in scikit-learn) -> kind
     "coffee": "object",
     "coins": "object",
     "rocket": "object",
+    "hubble_deep_field": "stars",
+    "immunohistochemistry": "tissue",
+    "retina": "retina",
 }
+BACKGROUNDS = {  # which photographs a set of pictures is painted on
+    "scenes": tuple(PHOTOGRAPHS)[:12],
+    "textures": ("brick", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "retina"),
+}
+_EYE = slice(220, 1190)  # rows and columns of the retina's photograph that show no black surroundings
+
+
+def kinds_of(backgrounds: str) -> tuple[str, ...]:
+    """List the kinds of a set of photographs ("scenes" or "textures"), in the order of KINDS."""
+    present = {PHOTOGRAPHS[name] for name in BACKGROUNDS[backgrounds]}
+    return tuple(kind for kind in KINDS if kind in present)
 
 
 @dataclass(frozen=True)
@@ -35,12 +51,13 @@ class Material:
     labels: np.ndarray
 
 
-def load_material(split: str) -> Material:
+def load_material(split: str, backgrounds: str = "scenes") -> Material:
     """Read one split's photographs and digits from scikit-image and scikit-learn.
 
     Parameters
     ----------
     split : {"train", "val"}
+    backgrounds : {"scenes", "textures"}
 
     Returns
     -------
@@ -62,12 +79,12 @@ def load_material(split: str) -> Material:
     cut = len(scans.target) * 4 // 5
     mine = slice(cut) if split == "train" else slice(cut, None)
     glyphs = np.pad((scans.images[mine] * 15).astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
-    photographs = {name: _part(read_photograph(name), split) for name in PHOTOGRAPHS}
+    photographs = {name: _part(read_photograph(name), split) for name in BACKGROUNDS[backgrounds]}
     return Material(photographs, glyphs, scans.target[mine])
 
 
 def read_photograph(name: str) -> np.ndarray:
-    """Read one photograph from its package, whole.
+    """Read one photograph from its package, whole, or of the retina the square inside its disc.
 
     Parameters
     ----------
@@ -92,6 +109,8 @@ def read_photograph(name: str) -> np.ndarray:
         photograph = load_sample_image(name) if name.endswith(".jpg") else getattr(skimage.data, name)()
     except (AttributeError, ImportError, OSError) as error:
         raise FileNotFoundError(f"photograph {name} is missing from {package}: reinstall {package}") from error
+    if name == "retina":
+        photograph = photograph[_EYE, _EYE]
     return photograph if photograph.ndim == 3 else np.repeat(photograph[..., None], 3, axis=2)
 
 

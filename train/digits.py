@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .digit_parts import KINDS, PHOTOGRAPHS, SPLITS, Material, load_material
+from .digit_parts import BACKGROUNDS, KINDS, PHOTOGRAPHS, SPLITS, Material, load_material
 
 CLASSES = tuple("0123456789")
 _SHRINKS = (1, 2, 4)  # a photograph is shown at full, half or quarter size
@@ -49,6 +49,8 @@ class DigitsConfig:
         Largest part of a digit that digits painted after it may hide, 0 to 0.9.
     photographs : int
         Photographs in a picture, 1 to 4, apart at straight lines; two of the same kind may meet.
+    backgrounds : {"scenes", "textures"}
+        Photographs of all sorts, or six that look alike all over, one of each kind.
     """
 
     height: int = 64
@@ -62,6 +64,7 @@ class DigitsConfig:
     noise: float = 0.02
     max_overlap: float = 0.2
     photographs: int = 1
+    backgrounds: Literal["scenes", "textures"] = "scenes"
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -75,6 +78,8 @@ class DigitsConfig:
             _check_number(name, getattr(self, name), 0, high)
         if self.sign not in ("light", "dark", "either"):
             raise ValueError(f"sign must be light, dark or either, got {self.sign!r}")
+        if self.backgrounds not in BACKGROUNDS:
+            raise ValueError(f"backgrounds must be {' or '.join(BACKGROUNDS)}, got {self.backgrounds!r}")
 
 
 def _check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
@@ -348,7 +353,7 @@ class ScatteredDigits(Dataset):
             raise ValueError(f"length must be at least 1 and seed at least 0, got length {length}, seed {seed}")
         self.config, self.split, self.length, self.seed, self.transform = config, split, length, seed, transform
         self.classes = list(CLASSES)
-        self._painter = Painter(config, load_material(split))
+        self._painter = Painter(config, load_material(split, config.backgrounds))
 
     def __len__(self) -> int:
         return self.length

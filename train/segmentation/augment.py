@@ -1,4 +1,4 @@
-"""What is done to pictures and masks before training and testing (spec section 10).
+"""What is done to pictures and masks before training and testing.
 
 The part of the picture that will be seen is cut out first and only then scaled, so that no mask is ever larger than
 the crop. Crops are filled up to their fixed size at the right and at the bottom with the mean colour; that padding
