@@ -72,7 +72,7 @@ def backward(grad, out, lse, query, key_value, blank, weight, bias, union, featu
     position_grad = torch.zeros_like(position)
     room = None
     for part, places in _parts(union, copies, source):
-        room = torch.stack([_room(source, places)] * 2) if room is None else room
+        room = (_room(source, places), _room(source, places)) if room is None else room
         near = _gather(source, places, room[0])
         here, upstream, normaliser, shift = (x[:, part].flatten(1, 2) for x in (q, grad, lse, mean))
         weights = _logits(q[:, part], near[..., :d], position, features[:, part]).sub_(normaliser).exp_()
