@@ -1,6 +1,6 @@
 """Check parity, then measure time and memory, and hold them against the targets.
 
-    python -m benchmarks.run                       # make bench: about 12 minutes on two idle cores
+    python -m benchmarks.run                       # make bench
     python -m benchmarks.run --only "aff_tiny.*step"
     python -m benchmarks.run --quick               # seconds: does it run?
 

@@ -17,8 +17,8 @@ NAMES = {"aff_mini": "AFF-Mini", "aff_tiny": "AFF-Tiny", "float32": "", "eager":
 MODEL = ("time, ms", "x Swin-Tiny's", "x plain paths'", "memory, MiB", "x Swin-Tiny's")
 GEOMETRY = ("time, ms", "share of the forward pass")
 OPERATOR = ("time, ms", "x plain paths'", "memory, MiB")
-INTRODUCTION = """`make bench` runs the parity tests, then measures: about 12 minutes on two idle cores. Every row with
-device, versions and commit is in `benchmarks/cpu.csv` and `benchmarks/gpu.csv`; these are some of them.
+INTRODUCTION = """`make bench` runs the parity tests, then measures. Every row with device, versions and commit is in
+`benchmarks/cpu.csv` (those of a GPU will be in `gpu.csv`); these are some of them.
 
 ![images a second over image size](benchmarks/throughput.png)"""
 EXPLAINED = """Medians (least to most). A ratio is the median of the ratios of pairs timed in turn; AFF-Mini, too, is
