@@ -33,13 +33,9 @@ def local_stride(positions, metric="l2"):
 
 
 @torch.library.custom_op("aff::local_stride", mutates_args=())
-def _local_stride(positions: torch.Tensor, metric: str) -> torch.Tensor:
-    """``local_stride`` as an operator of torch.library: one opaque step for torch.compile."""
-    return _local_stride(positions, metric)
-
-
-@torch.library.custom_op("aff::local_stride", mutates_args=())
 def _local_stride(positions: Tensor, metric: str) -> Tensor:
+    """``local_stride`` as an operator of torch.library: one opaque step for torch.compile."""
+
     def on_gpu():
         from .cuda import neighbors
 
