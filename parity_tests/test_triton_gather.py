@@ -8,10 +8,11 @@ import torch
 
 import reference.interpolation
 from fast import deformable, dispatch, interpolation, interpolation_operator
-from parity_tests.compare import FLOOR, GRADIENT, assert_parity
+from parity_tests.compare import GRADIENT, assert_parity
 from parity_tests.triton_kernels import DEVICE, cuda, run_without_interpreter
 
 PATHS = ("triton", "gather")
+POWERS = 5  # upstreams that the power's gradient is judged on, and one more
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,16 @@ def plain(inputs, indices):
 
 
 def gradients(function, inputs, indices, upstream):
-    """A function's result and gradients by name, in one dict."""
+    """A function's result and gradients by name, in one dict; of the power, one for each of several upstreams.
+
+    The power's gradient is one number, whose error in low precision is now and then nearly 0 by chance: no baseline.
+    """
     inputs = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
     out = function(inputs, indices)
+    upstreams = [upstream, *(upstream.roll(i, dims=1) * (-1) ** i for i in range(1, POWERS)), upstream.flip(-1)]
+    powers = [torch.autograd.grad(out, inputs["half_power"], u.to(out.dtype), retain_graph=True)[0] for u in upstreams]
     out.backward(upstream.to(out.dtype))
-    return {"out": out.detach()} | {name: x.grad for name, x in inputs.items()}
+    return {"out": out.detach()} | {name: x.grad for name, x in inputs.items()} | {"half_power": torch.cat(powers)}
 
 
 def judge(sizes, dtype, path, low=None):
@@ -117,11 +123,7 @@ def judge(sizes, dtype, path, low=None):
     inputs, indices = ({name: x.cpu() for name, x in y.items()} for y in (inputs, indices))
     wide = {name: x.double() for name, x in inputs.items()}
     baseline = gradients(plain, inputs, indices, upstream)
-    wide["half_power"] = wide["half_power"].expand(*indices["nearest"].shape[:4], 1)  # one for each place
     exact = gradients(plain, wide, indices, upstream)
-    terms, total = exact.pop("half_power"), got.pop("half_power").item()
-    allowed = 1e-11 if dtype == torch.float64 else FLOOR * torch.finfo(dtype).eps
-    assert abs(total - terms.sum()) <= allowed * terms.abs().sum()  # the terms may cancel
     for name, oracle in exact.items():
         if dtype == torch.float64:  # its own rounding counts: no oracle
             torch.testing.assert_close(got[name].cpu(), oracle, rtol=0, atol=1e-11 * oracle.abs().max().item())
