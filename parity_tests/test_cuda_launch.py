@@ -113,9 +113,9 @@ def test_launch_passes_pointers_and_sizes_on_the_stream_of_torch(monkeypatch):
     cupy.RawModule = lambda **arguments: made.append(Recorder(**arguments)) or made[-1]
     tensor = torch.arange(3)
     for _ in range(2):
-        kernels.launch("unions", "unions", 129, (tensor, 5), (("NEAREST", 4),))
-    assert len(made) == 1 and made[0].name == "unions"  # compiled once
-    assert made[0].arguments == {"code": kernels.source_text("unions"), "options": ("-DNEAREST=4",)}
+        kernels.launch("neighbors", "local_stride", 129, (tensor, 5), (("NEAREST", 4),))
+    assert len(made) == 1 and made[0].name == "local_stride"  # compiled once
+    assert made[0].arguments == {"code": kernels.source_text("neighbors"), "options": ("-DNEAREST=4",)}
     grid, block, values = made[0].launched[1]
     assert (grid, block, values) == ((2,), (128,), (tensor.data_ptr(), 5))
     assert all(type(value) is np.int64 for value in values)
@@ -148,7 +148,7 @@ def test_first_use_during_graph_capture_is_refused_and_warm_prevents_it(monkeypa
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     fast.cuda.warm("cpu", nearest=(6, 4))
     found = {(source, kernel) for source, kernel, _, _ in kernels._functions}
-    assert {name for _, name in found} == {"nearest_whole", "nearest_real", "local_stride", "unions"}
+    assert {name for _, name in found} == {"nearest_whole", "nearest_real", "local_stride"}
 
 
 @pytest.mark.parametrize("arch", ["compute_80", "compute_90"])

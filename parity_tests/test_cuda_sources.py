@@ -176,22 +176,6 @@ def test_empty_batches_give_empty_results():
     assert neighbors.nearest_tokens(some, some[:, :0], 4).shape == (2, 9, 0)
     assert neighbors.nearest_clusters(none, none[:, :2], torch.tensor([5, 4]), 2).shape == (0, 9, 2)
     assert neighbors.local_stride(none).shape == (0, 9) and neighbors.local_stride(some[:, :1]).tolist() == [[1], [1]]
-    seen, count = neighbors.unions(none, none)
-    assert seen.shape == (0, 9, 4) and count.shape == (0, 9)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_unions_are_what_the_tokens_of_a_cluster_see(case, machine):
-    (batch, n), m, k = (case.batch, case.n), case.cluster_size, -(-case.n // case.cluster_size)
-    slots = min(6, k)
-    order = case.generator("order").permuted(np.tile(np.arange(n), (batch, 1)), axis=1)
-    members = np.pad(order, ((0, 0), (0, k * m - n)), constant_values=-1).reshape(batch, k, m)
-    nearest = case.generator("nearest").integers(0, k, (batch, n, slots))
-    seen, count = neighbors.unions(*(torch.from_numpy(x).to(machine) for x in (members, nearest)))
-    expected = [[np.unique(near[row[row >= 0]]) for row in rows] for near, rows in zip(nearest, members, strict=True)]
-    assert_equal(count, np.array([[len(e) for e in image] for image in expected]), name="cuda unions: count")
-    padded = [[np.pad(e, (0, m * slots - len(e)), constant_values=-1) for e in image] for image in expected]
-    assert_equal(seen, np.array(padded), name="cuda unions: seen")
 
 
 def test_buckets_hold_every_point_once_in_its_place():
@@ -226,8 +210,6 @@ def test_wrong_input_is_refused():
         neighbors.local_stride(two.int())
     with pytest.raises(ValueError, match="metric must be one of l2, l1, not 'l3'"):
         neighbors.local_stride(two, "l3")
-    with pytest.raises(ValueError, match=r"members and nearest must be int64 \(B, k, m\) and \(B, n, R\)"):
-        neighbors.unions(two, three)
     huge = torch.zeros(1, 1, 2, dtype=torch.int64).expand(1, 2**31, 2)
     with pytest.raises(ValueError, match="2147483648 tokens in one batch are more than the 2147483647 of a launch"):
         neighbors.local_stride(huge)

@@ -63,7 +63,6 @@ def warm(device="cuda", nearest=(1, 4, 6, 9)):
         neighbors.nearest_tokens(positions.double(), positions, count)
         neighbors.nearest_clusters(positions, positions, torch.ones_like(positions[0, :, 0]), count)
     neighbors.local_stride(positions)
-    neighbors.unions(positions[..., :1], positions.new_zeros(1, 80, 1))
 
 
 def first_line(error):

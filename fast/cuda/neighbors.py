@@ -1,7 +1,7 @@
 """Nearest clusters, nearest tokens and local stride by CUDA kernels. Same results as the functions of those names.
 
 Torch prepares a grid of buckets without waiting for the device: every shape follows from the number of points alone.
-The kernels are in ``neighbors.cu`` and ``unions.cu``.
+The kernels are in ``neighbors.cu``.
 """
 
 from typing import NamedTuple
@@ -168,42 +168,3 @@ def local_stride(positions, metric="l2"):
     sizes = (batch * n, n, (len(buckets.start) - 1) // batch, int(metric == "l1"))
     kernels.launch("neighbors", "local_stride", batch * n, (positions, *buckets, stride, *sizes))
     return stride
-
-
-def unions(members, nearest):
-    """List the clusters that the tokens of each cluster see, each once.
-
-    Parameters
-    ----------
-    members : (B, k, m) int64 tensor
-        Tokens of each cluster; -1 where it is short.
-    nearest : (B, n, R) int64 tensor
-        The clusters that each token sees.
-
-    Returns
-    -------
-    seen : (B, k, m R) int64 tensor
-        Ascending; -1 after the last.
-    count : (B, k) int64 tensor
-        How many there are.
-
-    Raises
-    ------
-    ValueError
-        Tensors that do not belong together, too many clusters for one launch.
-    RuntimeError
-        A kernel that cannot be compiled.
-    """
-    same = members.dtype == nearest.dtype == torch.int64 and members.device == nearest.device
-    if not same or members.ndim != 3 or nearest.ndim != 3 or len(members) != len(nearest):
-        raise ValueError(
-            "members and nearest must be int64 (B, k, m) and (B, n, R) on one device, not "
-            f"{members.dtype} {tuple(members.shape)} and {nearest.dtype} {tuple(nearest.shape)}"
-        )
-    (batch, k, m), (n, slots) = members.shape, nearest.shape[1:]
-    kernels.check_threads(batch * k)
-    seen, count = members.new_empty(batch, k, m * slots), members.new_zeros(batch, k)
-    if seen.numel():
-        tensors = (members.contiguous(), nearest.contiguous(), seen, count)
-        kernels.launch("unions", "unions", batch * k, (*tensors, batch * k, k, m, n, slots))
-    return seen, count
