@@ -4,6 +4,8 @@ Which path runs is looked up when an operator is called (``dispatch``). Forward 
 each token's logits, so either can fall back alone.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -27,14 +29,10 @@ def attention(
 
     Returns out (B, k m, H, d) and the log-sum-exp of the logits (B, k m, H), in float32 or wider.
     """
-    inputs, place = (query, key_value, blank, weight, bias), (positions, members, nearest, plan)
+    inputs = (query, key_value, blank, weight, bias)
     if len(query) == 0:
         return _empty_output(*inputs)
-    return dispatch.run(
-        "attention",
-        query.device,
-        {path: lambda path=path: _KERNELS[path][0](*inputs, members, _plan(path, *place)) for path in _KERNELS},
-    )
+    return _run(0, inputs, query, positions, members, nearest, plan)
 
 
 def _empty_output(query, *_):
@@ -62,14 +60,10 @@ def attention_backward(
     plan: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key_value, blank, weight and bias from that of ``out``."""
-    inputs, place = (grad, out, lse, query, key_value, blank, weight, bias), (positions, members, nearest, plan)
+    inputs = (grad, out, lse, query, key_value, blank, weight, bias)
     if len(query) == 0:
         return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs[3:])
-    return dispatch.run(
-        "attention",
-        query.device,
-        {path: lambda path=path: _KERNELS[path][1](*inputs, members, _plan(path, *place)) for path in _KERNELS},
-    )
+    return _run(1, inputs, query, positions, members, nearest, plan)
 
 
 @attention_backward.register_fake
@@ -94,11 +88,17 @@ def _differentiate(ctx, grad, _):
 attention.register_autograd(_differentiate, setup_context=_save)
 
 
-def _plan(path, positions, members, nearest, plan):
-    """The plan as given if it was made for this path, else a new one."""
-    if len(plan) == PLAN_SIZES[path]:
-        return plan
-    return attention_plan(positions, members, nearest, path=path)
+def _run(direction, inputs, query, positions, members, nearest, plan):
+    """Forward (0) or backward (1) by the path that is taken; a plan made for another path is made anew."""
+
+    def by(path):
+        wide = torch.promote_types(query.dtype, torch.float32)
+        fits = len(plan) == PLAN_SIZES[path]
+        return _KERNELS[path][direction](
+            *inputs, members, plan if fits else attention_plan(positions, members, nearest, wide, path)
+        )
+
+    return dispatch.run("attention", query.device, {path: partial(by, path) for path in _KERNELS})
 
 
 def _split(x, members):
