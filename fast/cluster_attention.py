@@ -39,55 +39,54 @@ def forward(query, key_value, blank, weight, bias, union, features):
     lse : (B, k, m, H) tensor
         Logarithm of the sum of the exponentials of a token's logits, in float32 or wider.
     """
-    copies, d = len(query) * query.shape[1] // len(union), query.shape[-1]
-    q, source, position = (
+    copies = len(query) * query.shape[1] // len(union)
+    q, (keys, values), position = (
         _spread(query, copies),
-        _with_blank(key_value, blank, copies),
-        _position(weight, bias, features),
+        _sources(key_value, blank, copies),
+        _row(weight, bias, features),
     )
     out, lse = torch.empty_like(q), q.new_empty(*q.shape[:-1], 1)
     room = None
-    for part, places in _parts(union, copies, source):
-        room = _room(source, places) if room is None else room
-        near = _gather(source, places, room)  # (H, r c, S, 2 d)
-        logits = _logits(q[:, part], near[..., :d], position, features[:, part])
+    for part, places in _parts(union, copies, keys):
+        room = _room(keys, places) if room is None else room
+        logits = _logits(q[:, part], _gather(keys, places, room), position, features[:, part])
         highest = logits.amax(dim=-1, keepdim=True)
         total = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
-        out[:, part] = (logits @ near[..., d:]).div_(total).view_as(out[:, part])
+        out[:, part] = (logits @ _gather(values, places, room)).div_(total).view_as(out[:, part])
         lse[:, part] = total.log_().add_(highest).view_as(lse[:, part])
     return _collect(out, query.shape).to(query.dtype), _collect(lse, (*query.shape[:-1], 1)).squeeze(-1)
 
 
 def backward(grad, out, lse, query, key_value, blank, weight, bias, union, features):
     """Gradients of query, key_value, blank, weight and bias, from that of ``out``; arguments as for ``forward``."""
-    copies, d = len(query) * query.shape[1] // len(union), query.shape[-1]
-    q, source, position = (
+    copies = len(query) * query.shape[1] // len(union)
+    q, (keys, values), position = (
         _spread(query, copies),
-        _with_blank(key_value, blank, copies),
-        _position(weight, bias, features),
+        _sources(key_value, blank, copies),
+        _row(weight, bias, features),
     )
     grad, out, lse = _spread(grad, copies), _spread(out, copies), _spread(lse[..., None], copies)
     mean = (grad * out).sum(dim=-1, keepdim=True)
-    query_grad, source_grad = torch.empty_like(q), torch.zeros_like(source)
+    query_grad, keys_grad, values_grad = torch.empty_like(q), torch.zeros_like(keys), torch.zeros_like(values)
     position_grad = torch.zeros_like(position)
-    room = None
-    for part, places in _parts(union, copies, source):
-        room = (_room(source, places), _room(source, places)) if room is None else room
-        near = _gather(source, places, room[0])
+    rooms = None
+    for part, places in _parts(union, copies, keys):
+        rooms = (_room(keys, places), _room(keys, places)) if rooms is None else rooms
         here, upstream, normaliser, shift = (x[:, part].flatten(1, 2) for x in (q, grad, lse, mean))
-        weights = _logits(q[:, part], near[..., :d], position, features[:, part]).sub_(normaliser).exp_()
-        rise = (upstream @ near[..., d:].transpose(-1, -2)).sub_(shift).mul_(weights)  # gradient of the logits
-        query_grad[:, part] = (rise @ near[..., :d]).view_as(query_grad[:, part])
-        near_grad = room[1][: near.numel()].view_as(near)
-        _product(rise, here, near_grad.flatten(0, 1)[..., :d])
-        _product(weights, upstream, near_grad.flatten(0, 1)[..., d:])
-        _add_back(source_grad, places, near_grad)
+        near = _gather(values, places, rooms[0])
+        rise = upstream @ near.transpose(-1, -2)
+        near = _gather(keys, places, rooms[0])
+        weights = _logits(q[:, part], near, position, features[:, part]).sub_(normaliser).exp_()
+        rise.sub_(shift).mul_(weights)  # gradient of the logits
+        query_grad[:, part] = (rise @ near).view_as(query_grad[:, part])
+        _add_products(keys_grad, places, rise, here, rooms[1])
+        _add_products(values_grad, places, weights, upstream, rooms[1])
         shared = rise.unflatten(1, (-1, copies)).sum(dim=2) if copies > 1 else rise  # (H, r, m, S)
         position_grad[:, :6] += shared.flatten(1) @ features[:6, part].flatten(1).T.to(shared.dtype)
-    own, blank_grad = source_grad[:, :-1], source_grad[:, -1, 0].unflatten(-1, (2, d))
-    own = _collect(own.unflatten(1, (-1, copies)), (*query.shape[:-1], 2 * d)).unflatten(-1, (2, d))
+    own = [_collect(x[:, :-1].unflatten(1, (-1, copies)), query.shape) for x in (keys_grad, values_grad)]
+    of_blank = torch.stack([x[:, -1, 0] for x in (keys_grad, values_grad)], dim=1)
     of_position = position_grad[:, :5].clone(), position_grad[:, 5].clone()  # an operator's results share no memory
-    grads = _collect(query_grad, query.shape), own, blank_grad.clone(), *of_position
+    grads = _collect(query_grad, query.shape), torch.stack(own, dim=-2), of_blank, *of_position
     return tuple(x.to(like.dtype) for x, like in zip(grads, (query, key_value, blank, weight, bias), strict=True))
 
 
@@ -102,18 +101,19 @@ def _collect(x, shape):
     return x.permute(2, 1, 3, 0, 4).reshape(shape).contiguous()
 
 
-def _with_blank(key_value, blank, copies):
-    """Keys and values (B, k, m, H, 2, d) -> (H, G c + 1, m, 2 d): the blank token is the first of the last cluster."""
-    source = _spread(key_value.flatten(4), copies).flatten(1, 2)
-    last = source.new_zeros(len(source), 1, *source.shape[2:])
-    last[:, 0, 0] = blank.flatten(1)
-    return torch.cat([source, last], dim=1)
+def _sources(key_value, blank, copies):
+    """Keys and values (B, k, m, H, 2, d) -> each (H, G c + 1, m, d); the blank token is first in the last."""
+    sources = []
+    for x, last in zip(key_value.unbind(4), blank.unbind(1), strict=True):
+        source = torch.nn.functional.pad(_spread(x, copies).flatten(1, 2), (0, 0, 0, 0, 0, 1))
+        source[:, -1, 0] = last
+        sources.append(source)
+    return sources
 
 
-def _position(weight, bias, features):
+def _row(weight, bias, features):
     """One row of seven a head: what the seven features are multiplied with."""
-    position = torch.cat([weight, bias[:, None], torch.ones_like(bias)[:, None]], dim=1)
-    return position.to(features.dtype)
+    return torch.cat([weight, bias[:, None], torch.ones_like(bias)[:, None]], dim=1).to(features.dtype)
 
 
 def _parts(union, copies, source):
@@ -132,21 +132,21 @@ def _room(source, places):
 
 
 def _gather(source, places, room):
-    """Keys and values of the clusters at places (r, c, U) -> (H, r c, S, 2 d), in the memory of ``room``."""
-    (r, c, u), (h, _, m, width) = places.shape, source.shape
-    near = room[: h * r * c * u * m * width].view(h, r * c * u, m, width)
-    return torch.index_select(source, 1, places.flatten(), out=near).view(h, r * c, u * m, width)
+    """Keys or values of the clusters at places (r, c, U) -> (H, r c, S, d), in the memory of ``room``."""
+    (r, c, u), (h, _, m, d) = places.shape, source.shape
+    near = room[: h * r * c * u * m * d].view(h, r * c * u, m, d)
+    return torch.index_select(source, 1, places.flatten(), out=near).view(h, r * c, u * m, d)
 
 
-def _product(a, b, out):
-    """Put a^T b into ``out``: a (H, r c, m, S), b (H, r c, m, d), out (H r c, S, d)."""
-    torch.bmm(a.flatten(0, 1).transpose(-1, -2), b.flatten(0, 1), out=out)
+def _add_products(total, places, a, b, room):
+    """Add a^T b to the clusters at places (r, c, U) of ``total``: a (H, r c, m, S), b (H, r c, m, d).
 
-
-def _add_back(source, places, near):
-    """Add near (H, r c, S, 2 d) to the clusters at places (r, c, U) of ``source``."""
-    r, c, u = places.shape
-    source.index_add_(1, places.flatten(), near.view(len(source), r * c * u, *source.shape[2:]))
+    The products lie in ``room`` without gaps: with gaps, a batched product on a CPU starts its threads anew for each
+    matrix, and takes ten times as long.
+    """
+    products = room[: a.numel() // a.shape[2] * b.shape[-1]].view(-1, a.shape[-1], b.shape[-1])
+    torch.bmm(a.flatten(0, 1).transpose(-1, -2), b.flatten(0, 1), out=products)
+    total.index_add_(1, places.flatten(), products.view(len(total), -1, *total.shape[2:]))
 
 
 def _logits(query, key, position, features):
