@@ -136,6 +136,8 @@ def _missed(operator, path_name, reason, device):
 def run(operator, device, implementations):
     """Call the implementation of the path that is taken; if a kernel fails, warn once and take the next path.
 
+    Without autocast: an operator sums in float32 or wider whatever its inputs are.
+
     Parameters
     ----------
     operator : str
@@ -146,7 +148,8 @@ def run(operator, device, implementations):
     while True:
         name = path(operator, device)
         try:
-            return implementations[name]()
+            with torch.autocast(torch.device(device).type, enabled=False):
+                return implementations[name]()
         except (ValueError, TypeError, torch.OutOfMemoryError):  # wrong input, or too much of it, on any path
             raise
         except Exception as error:

@@ -54,6 +54,19 @@ def test_attention_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda *x: attention_by_clusters(*x, geometry), inputs, fast_mode=True)
 
 
+def test_autocast_does_not_reach_into_an_operator():
+    def run():
+        inputs, geometry = attention_inputs()
+        inputs = [x.detach().to(dtype).requires_grad_() for x, dtype in zip(inputs, dtypes, strict=True)]
+        out = attention_by_clusters(*inputs, geometry)
+        return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    dtypes = [torch.bfloat16] * 3 + [torch.float32] * 2
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run()
+    assert all(map(torch.equal, found, run()))
+
+
 def test_the_whole_model_compiles_to_one_graph_at_two_sizes():
     model = small_model()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
