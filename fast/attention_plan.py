@@ -1,14 +1,17 @@
 """What each path of attention wants to know of a stage's clusters, worked out once a stage (paper sec. 3.1.2, 3.2)."""
 
+from itertools import pairwise
+
 import torch
 
 from . import dispatch
 from .indexing import gather_rows
-from .position import relative_position
+from .position import position_terms
 
 PAIRS_AT_ONCE = 1 << 16
 FEATURES = 7  # dx, dy, distance, sine, cosine, one, mask
-PLAN_SIZES = {"triton": 6, "clusters": 2, "gather": 2}  # tensors; the operator has no plain form
+GROUPS, LEAST = 5, 16  # of clusters whose unions are about as wide; clusters in a group, unless they run out
+PLAN_SIZES = {"triton": 6, "clusters": 2 + GROUPS, "gather": 2 + GROUPS}  # tensors; the operator has no plain form
 
 
 def attention_plan(positions, members, nearest, dtype=torch.float32, path=None):
@@ -28,8 +31,8 @@ def attention_plan(positions, members, nearest, dtype=torch.float32, path=None):
     Returns
     -------
     tuple of tensors
-        Two for "clusters" (``cluster_plan``), six for "triton" (``triton.plan.Plan``), none for "gather", unless
-        it is asked for by name.
+        Those of ``cluster_plan`` for "clusters", of ``triton.plan.Plan`` for "triton"; none for "gather", unless it is
+        asked for by name.
     """
     if path is None and dispatch.path("attention", positions.device) == "gather":
         return ()
@@ -44,13 +47,18 @@ def fake_plan(positions, members, nearest, dtype):
     """Tensors like those of ``attention_plan``, without values, for torch.compile; a union's size is not known then."""
     if dispatch.path("attention", positions.device) != "clusters":
         return attention_plan(positions, members, nearest, dtype)
-    (batch, k, m), width = members.shape, 2 if members.shape[1] == 1 else torch.library.get_ctx().new_dynamic_size()
-    features = positions.new_empty(FEATURES, batch * k, m, width * m, dtype=dtype)
-    return positions.new_empty(batch * k, width), features
+    (batch, k, m), new_size = members.shape, torch.library.get_ctx().new_dynamic_size
+    rows = [part.stop - part.start for part in _groups(batch * k)]
+    widest, *widths = [1 if r == 0 else 2 if k == 1 else new_size() for r in [batch * k, *rows]]
+    sizes = [(FEATURES, r, m, width * m) for r, width in zip(rows, widths, strict=True)]
+    which, union = positions.new_empty(batch * k), positions.new_empty(batch * k, widest)
+    return which, union, *(positions.new_empty(size, dtype=dtype) for size in sizes)
 
 
 def cluster_plan(positions, members, nearest, dtype=torch.float32):
     """Work out what the clusters of a stage see; made once a stage, read by each of its blocks.
+
+    Clusters are sorted by how many they see, and cut into groups; each group is padded to the widest of its own.
 
     Parameters
     ----------
@@ -64,43 +72,66 @@ def cluster_plan(positions, members, nearest, dtype=torch.float32):
 
     Returns
     -------
+    which : (G,) int64 tensor
+        With G = B k: the clusters, those that see most first; group after group.
     union : (G, U) int64 tensor
-        With G = B k: clusters that any token of a cluster sees, ascending, filled up with the last of them; then G, the
-        blank token's.
-    features : (7, G, m, S) tensor
-        Of each token of the union seen from each token of the cluster. S = U m; the blank token is number S - m.
+        What each of ``which`` sees: G, the blank token's cluster; then the clusters that any of its tokens sees,
+        ascending, and filled up with any.
+    features : (7, g, m, S) tensors, ``GROUPS`` of them
+        For each group, of each token of the union seen from each token of the cluster. S is m times the group's width;
+        the blank token is number 0, the m - 1 after it are no tokens.
     """
     batch, k, m = members.shape
-    union, seen = cluster_unions(members, nearest)
-    there = members.clamp(min=0)
-    theirs = gather_rows(positions, gather_rows(there, union).flatten(2)).flatten(0, 1)  # (G, U m, 2)
-    own = gather_rows(positions, there).flatten(0, 1)  # (G, m, 2)
-    features = _features(own, theirs, seen.flatten(0, 1), dtype)
-    image = torch.arange(batch, device=union.device)[:, None, None]
-    return torch.nn.functional.pad((union + image * k).flatten(0, 1), (0, 1), value=batch * k), features
+    union, sees = cluster_unions(members, nearest)
+    width, which = (union < k).sum(dim=2).flatten().sort(descending=True, stable=True)
+    union = (union.clamp(max=k - 1) + k * torch.arange(batch, device=union.device)[:, None, None]).flatten(0, 1)[which]
+    sees, there = sees.flatten(0, 1)[which], (members >= 0).flatten(0, 1)
+    located = gather_rows(positions, members.clamp(min=0)).flatten(0, 1).to(dtype)  # (G, m, 2)
+    groups = _groups(batch * k)
+    widest = iter(width[[part.start for part in groups if part.start < len(width)]].tolist())
+    features = []
+    for part in groups:
+        seen = slice(0, next(widest) if part.start < len(width) else 0)
+        features.append(_features(located, there, which[part], union[part, seen], sees[part, :, seen]))
+    return which, torch.nn.functional.pad(union, (1, 0), value=batch * k), *features
 
 
-def _features(own, theirs, seen, dtype):
-    """own (G, m, 2), theirs (G, U m, 2), seen (G, m, U m) -> (7, G, m, U m + m); in slices that fit a cache."""
-    (clusters, m), sources = own.shape[:2], theirs.shape[1]
-    features = own.new_empty(FEATURES, clusters, m, sources + m, dtype=dtype)
-    rows = max(1, PAIRS_AT_ONCE // (m * max(1, sources)))
+def _groups(clusters):
+    """Cut the clusters into ``GROUPS`` slices; the last ones are empty where there are few."""
+    rows = max(LEAST, -(-clusters // GROUPS))
+    starts = [min(clusters, i * rows) for i in range(GROUPS + 1)]
+    return [slice(*ends) for ends in pairwise(starts)]
+
+
+def _features(located, there, which, union, sees):
+    """Features of a group, (7, g, m, (u + 1) m), made in slices that fit a cache.
+
+    located (G, m, 2), there (G, m): positions of each cluster's tokens, and whether there is one. which (g,),
+    union (g, u), sees (g, m, u): the group's clusters, those that they see, and which of them each token sees.
+    """
+    (clusters, u), m = union.shape, located.shape[1]
+    features = located.new_empty(FEATURES, clusters, m, (u + 1) * m)
+    features[..., :m] = 0
+    features[6, ..., 1:m] = -torch.inf
+    rows = max(1, PAIRS_AT_ONCE // (m * m * max(1, u)))
     for part in (slice(start, start + rows) for start in range(0, clusters, rows)):
-        pairs = features[:, part, :, :sources]
-        pairs[:5] = relative_position(theirs[part, None] - own[part, :, None], dtype).movedim(-1, 0)
+        pairs, (x, y) = features[:, part, :, m:], located.unbind(-1)
+        offsets = (c[union[part]].flatten(1)[:, None] - c[which[part]][:, :, None] for c in (x, y))
+        for values, term in zip(pairs, position_terms(*offsets), strict=False):
+            values.copy_(term)
         pairs[5] = 1
-        pairs[6] = torch.zeros_like(pairs[6]).masked_fill_(~seen[part], -torch.inf)
-    features[..., sources:] = 0
-    features[6, ..., sources + 1 :] = -torch.inf
+        seen = sees[part].repeat_interleave(m, dim=2) & there[union[part]].flatten(1)[:, None]
+        pairs[6].fill_(-torch.inf).masked_fill_(seen, 0)
     return features
 
 
 def cluster_unions(members, nearest):
-    """Clusters that each cluster's tokens see, and which of their tokens each token sees.
+    """Clusters that each cluster's tokens see, and which of them each token sees.
 
-    members (B, k, m) with -1 in empty places, nearest (B, n, R) -> union (B, k, U), seen (B, k, m, U m).
+    members (B, k, m) with -1 in empty places, nearest (B, n, R) -> union (B, k, U), ascending and k after the last;
+    sees (B, k, m, U).
     """
-    k, m = members.shape[1:]
+    k = members.shape[1]
     near = torch.where(members[..., None] >= 0, gather_rows(nearest, members.clamp(min=0)), k)  # (B, k, m, R)
     ascending = near.flatten(2).sort(dim=2).values
     first = ascending.diff(dim=2, prepend=ascending.new_full((1, 1, 1), -1).expand(*ascending.shape[:2], 1)) > 0
@@ -109,7 +140,4 @@ def cluster_unions(members, nearest):
     width = int(column.max()) + 1 if len(column) else 1
     union = ascending.new_full((*ascending.shape[:2], width + 1), k)
     union = union.scatter_(2, torch.where(first, column, width), torch.where(first, ascending, k))[..., :width]
-    sees = (near[..., None] == union[:, :, None, None]).any(dim=3) & (union < k)[:, :, None]  # (B, k, m, U)
-    union = union.clamp(max=k - 1)
-    there = gather_rows(members, union).flatten(2) >= 0  # (B, k, U m)
-    return union, sees.repeat_interleave(m, dim=3) & there[:, :, None]
+    return union, (near[..., None] == union[:, :, None, None]).any(dim=3) & (union < k)[:, :, None]

@@ -9,7 +9,7 @@ The blank token is one more cluster that every cluster sees, with one token in i
 bias and mask are one product of (H, 7) by (7, pairs).
 
 Letters: B images, G clusters of a geometry (of all its images), m tokens a cluster, H heads, d channels a head,
-U clusters in a union (the blank one last), S tokens in a union, c copies: images that share a geometry.
+u clusters in a union (the blank one first), S = u m tokens of them, c copies: images that share a geometry.
 """
 
 import torch
@@ -18,7 +18,7 @@ NUMBERS_AT_ONCE = 1 << 20  # gathered at a time on a CPU: a slice should fit its
 NUMBERS_AT_ONCE_ELSEWHERE = 1 << 28  # to bound memory
 
 
-def forward(query, key_value, blank, weight, bias, union, features):
+def forward(query, key_value, blank, weight, bias, which, union, *features):
     """Attend: every token to its neighbourhood and to the blank token.
 
     Parameters
@@ -30,7 +30,7 @@ def forward(query, key_value, blank, weight, bias, union, features):
         Key and value of the blank token.
     weight, bias : (H, 5) and (H,) tensors
         Of the position term.
-    union, features : tensors
+    which, union, *features : tensors
         Of ``attention_plan.cluster_plan``; for all images, or for one that stands for all.
 
     Returns
@@ -39,123 +39,130 @@ def forward(query, key_value, blank, weight, bias, union, features):
     lse : (B, k, m, H) tensor
         Logarithm of the sum of the exponentials of a token's logits, in float32 or wider.
     """
-    copies = len(query) * query.shape[1] // len(union)
-    q, (keys, values), position = (
-        _spread(query, copies),
-        _sources(key_value, blank, copies),
-        _row(weight, bias, features),
-    )
-    out, lse = torch.empty_like(q), q.new_empty(*q.shape[:-1], 1)
-    room = None
-    for part, places in _parts(union, copies, keys):
-        room = _room(keys, places) if room is None else room
-        logits = _logits(q[:, part], _gather(keys, places, room), position, features[:, part])
+    layout = _Layout(query, which, union, features)
+    q, keys, values = layout.rows(query), *layout.sources(key_value, blank)
+    position = _position(weight, bias, features[0])
+    out, lse = torch.empty_like(q), q.new_empty(*q.shape[:2], 1)
+    room = layout.room(keys)
+    for own, seen, pairs in layout.slices:
+        logits = _logits(_pick(q, own), _pick(keys, seen, room, len(own)), position, pairs)
         highest = logits.amax(dim=-1, keepdim=True)
         total = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
-        out[:, part] = (logits @ _gather(values, places, room)).div_(total).view_as(out[:, part])
-        lse[:, part] = total.log_().add_(highest).view_as(lse[:, part])
-    return _collect(out, query.shape).to(query.dtype), _collect(lse, (*query.shape[:-1], 1)).squeeze(-1)
+        out.index_copy_(0, own, (logits @ _pick(values, seen, room, len(own))).div_(total))
+        lse.index_copy_(0, own, total.log_().add_(highest))
+    return layout.tokens(out).to(query.dtype), layout.tokens(lse).squeeze(-1)
 
 
-def backward(grad, out, lse, query, key_value, blank, weight, bias, union, features):
+def backward(grad, out, lse, query, key_value, blank, weight, bias, which, union, *features):
     """Gradients of query, key_value, blank, weight and bias, from that of ``out``; arguments as for ``forward``."""
-    copies = len(query) * query.shape[1] // len(union)
-    q, (keys, values), position = (
-        _spread(query, copies),
-        _sources(key_value, blank, copies),
-        _row(weight, bias, features),
-    )
-    grad, out, lse = _spread(grad, copies), _spread(out, copies), _spread(lse[..., None], copies)
+    layout = _Layout(query, which, union, features)
+    q, keys, values = layout.rows(query), *layout.sources(key_value, blank)
+    position = _position(weight, bias, features[0])
+    grad, out, lse = layout.rows(grad), layout.rows(out), layout.rows(lse[..., None])
     mean = (grad * out).sum(dim=-1, keepdim=True)
     query_grad, keys_grad, values_grad = torch.empty_like(q), torch.zeros_like(keys), torch.zeros_like(values)
     position_grad = torch.zeros_like(position)
-    rooms = None
-    for part, places in _parts(union, copies, keys):
-        rooms = (_room(keys, places), _room(keys, places)) if rooms is None else rooms
-        here, upstream, normaliser, shift = (x[:, part].flatten(1, 2) for x in (q, grad, lse, mean))
-        near = _gather(values, places, rooms[0])
-        rise = upstream @ near.transpose(-1, -2)
-        near = _gather(keys, places, rooms[0])
-        weights = _logits(q[:, part], near, position, features[:, part]).sub_(normaliser).exp_()
+    room, other = layout.room(keys), layout.room(keys)
+    for own, seen, pairs in layout.slices:
+        here, upstream, normaliser, shift = (_pick(x, own) for x in (q, grad, lse, mean))
+        rise = upstream @ _pick(values, seen, room, len(own)).transpose(1, 2)
+        near = _pick(keys, seen, room, len(own))
+        weights = _logits(here, near, position, pairs).sub_(normaliser).exp_()
         rise.sub_(shift).mul_(weights)  # gradient of the logits
-        query_grad[:, part] = (rise @ near).view_as(query_grad[:, part])
-        _add_products(keys_grad, places, rise, here, rooms[1])
-        _add_products(values_grad, places, weights, upstream, rooms[1])
-        shared = rise.unflatten(1, (-1, copies)).sum(dim=2) if copies > 1 else rise  # (H, r, m, S)
-        position_grad[:, :6] += shared.flatten(1) @ features[:6, part].flatten(1).T.to(shared.dtype)
-    own = [_collect(x[:, :-1].unflatten(1, (-1, copies)), query.shape) for x in (keys_grad, values_grad)]
-    of_blank = torch.stack([x[:, -1, 0] for x in (keys_grad, values_grad)], dim=1)
+        query_grad.index_copy_(0, own, rise @ near)
+        _add_products(keys_grad, seen, rise, here, other)
+        _add_products(values_grad, seen, weights, upstream, other)
+        shared = rise.view(len(position), pairs.shape[1], -1, *rise.shape[1:]).sum(dim=2)  # (H, r, m, S)
+        position_grad[:, :6] += shared.flatten(1) @ pairs[:6].flatten(1).T.to(shared.dtype)
+    own, of_blank = zip(*(layout.split(x) for x in (keys_grad, values_grad)), strict=True)
     of_position = position_grad[:, :5].clone(), position_grad[:, 5].clone()  # an operator's results share no memory
-    grads = _collect(query_grad, query.shape), torch.stack(own, dim=-2), of_blank, *of_position
+    grads = layout.tokens(query_grad), torch.stack(own, dim=-2), torch.stack(of_blank, dim=1), *of_position
     return tuple(x.to(like.dtype) for x, like in zip(grads, (query, key_value, blank, weight, bias), strict=True))
 
 
-def _spread(x, copies):
-    """(B, k, m, H, d) -> (H, G, c, m, d), in float32 or wider."""
-    shape = (copies, -1, *x.shape[2:])
-    return x.reshape(shape).permute(3, 1, 0, 2, 4).to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+class _Layout:
+    """Rows, one for each head and cluster, and the slices of them that are worked on at a time.
+
+    A row holds the m tokens of a cluster: (H G c, m, d) for queries, (H (G c + 1), m, d) for keys and values, where
+    the last cluster of each head is the blank token's. ``slices`` lists row numbers (H r c,) of queries, row numbers
+    (H r c u,) of the keys and values that they see, and features (7, r, m, S).
+    """
+
+    def __init__(self, query, which, union, features):
+        self.batch, self.k, self.m, self.heads, self.d = query.shape
+        self.clusters = self.batch * self.k
+        self.copies = self.clusters // len(which)
+        limit = NUMBERS_AT_ONCE if query.device.type == "cpu" else NUMBERS_AT_ONCE_ELSEWHERE
+        numbers = self.copies * self.heads * self.m * self.d
+        copy, self.slices, end = torch.arange(self.copies, device=which.device), [], 0
+        for group in features:
+            start, end, width = end, end + group.shape[1], group.shape[3] // max(1, self.m)
+            rows = max(1, limit // max(1, numbers * width))
+            for first in range(start, end, rows):
+                part = slice(first, min(first + rows, end))
+                own = which[part, None] * self.copies + copy
+                seen = (union[part, None, :width] * self.copies + copy[:, None]).clamp(max=self.clusters)
+                pairs = group[:, first - start : part.stop - start]
+                self.slices.append((self._of_heads(own, 0), self._of_heads(seen, 1), pairs))
+
+    def _of_heads(self, number, blank):
+        """Numbers of clusters -> numbers of rows, head after head."""
+        head = torch.arange(self.heads, device=number.device)[:, None]
+        return (head * (self.clusters + blank) + number.flatten()).flatten()
+
+    def rows(self, x):
+        """(B, k, m, H, d) -> (H G c, m, d), in float32 or wider."""
+        x = x.reshape(self.copies, -1, *x.shape[2:]).permute(3, 1, 0, 2, 4)
+        return x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, self.m, x.shape[-1])
+
+    def tokens(self, x):
+        """The inverse of ``rows``."""
+        x = x.view(self.heads, -1, self.copies, self.m, x.shape[-1]).permute(2, 1, 3, 0, 4)
+        return x.reshape(self.batch, self.k, self.m, self.heads, -1).contiguous()
+
+    def sources(self, key_value, blank):
+        """Keys and values (B, k, m, H, 2, d), blank (H, 2, d) -> the rows of keys, those of values."""
+        for x, last in zip(key_value.unbind(4), blank.unbind(1), strict=True):
+            rows = self.rows(x).view(self.heads, self.clusters, self.m, self.d)
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, 1))
+            rows[:, -1, 0] = last
+            yield rows.flatten(0, 1)
+
+    def split(self, x):
+        """Rows of keys or values -> those of tokens (B, k, m, H, d), and those of the blank token (H, d)."""
+        x = x.view(self.heads, -1, self.m, self.d)
+        return self.tokens(x[:, :-1].reshape(-1, self.m, self.d)), x[:, -1, 0]
+
+    def room(self, like):
+        """Memory for what the largest slice gathers: fresh pages would cost more time than what is put there."""
+        return like.new_empty(max(len(seen) for _, seen, _ in self.slices), self.m * self.d)
 
 
-def _collect(x, shape):
-    """The inverse of ``_spread``."""
-    return x.permute(2, 1, 3, 0, 4).reshape(shape).contiguous()
-
-
-def _sources(key_value, blank, copies):
-    """Keys and values (B, k, m, H, 2, d) -> each (H, G c + 1, m, d); the blank token is first in the last."""
-    sources = []
-    for x, last in zip(key_value.unbind(4), blank.unbind(1), strict=True):
-        source = torch.nn.functional.pad(_spread(x, copies).flatten(1, 2), (0, 0, 0, 0, 0, 1))
-        source[:, -1, 0] = last
-        sources.append(source)
-    return sources
-
-
-def _row(weight, bias, features):
+def _position(weight, bias, features):
     """One row of seven a head: what the seven features are multiplied with."""
     return torch.cat([weight, bias[:, None], torch.ones_like(bias)[:, None]], dim=1).to(features.dtype)
 
 
-def _parts(union, copies, source):
-    """Slices of clusters, each with the places (r, c, U) in ``source`` of the clusters that it sees."""
-    limit = NUMBERS_AT_ONCE if source.device.type == "cpu" else NUMBERS_AT_ONCE_ELSEWHERE
-    numbers = copies * union.shape[1] * source[:, 0].numel()
-    rows, copy = max(1, limit // max(1, numbers)), torch.arange(copies, device=union.device)
-    for start in range(0, len(union), rows):
-        part = slice(start, start + rows)
-        yield part, (union[part, None] * copies + copy[:, None]).clamp(max=source.shape[1] - 1)
+def _pick(x, rows, room=None, count=None):
+    """Rows of x (N, m, d) -> (len(rows), m, d); or, in the memory of ``room``, (count, S, d)."""
+    out = None if room is None else room[: len(rows)]
+    return torch.index_select(x.flatten(1), 0, rows, out=out).view(count or len(rows), -1, x.shape[2])
 
 
-def _room(source, places):
-    """Memory for the largest slice, which is the first: fresh pages would cost more time than what is put there."""
-    return source.new_empty(source[:, 0].numel() * places.numel())
-
-
-def _gather(source, places, room):
-    """Keys or values of the clusters at places (r, c, U) -> (H, r c, S, d), in the memory of ``room``."""
-    (r, c, u), (h, _, m, d) = places.shape, source.shape
-    near = room[: h * r * c * u * m * d].view(h, r * c * u, m, d)
-    return torch.index_select(source, 1, places.flatten(), out=near).view(h, r * c, u * m, d)
-
-
-def _add_products(total, places, a, b, room):
-    """Add a^T b to the clusters at places (r, c, U) of ``total``: a (H, r c, m, S), b (H, r c, m, d).
+def _add_products(total, rows, a, b, room):
+    """Add a^T b, with a (N, m, S) and b (N, m, d), to rows (N u,) of ``total``.
 
     The products lie in ``room`` without gaps: with gaps, a batched product on a CPU starts its threads anew for each
     matrix, and takes ten times as long.
     """
-    products = room[: a.numel() // a.shape[2] * b.shape[-1]].view(-1, a.shape[-1], b.shape[-1])
-    torch.bmm(a.flatten(0, 1).transpose(-1, -2), b.flatten(0, 1), out=products)
-    total.index_add_(1, places.flatten(), products.view(len(total), -1, *total.shape[2:]))
+    products = room[: len(rows)]
+    torch.bmm(a.transpose(1, 2), b, out=products.view(len(a), -1, b.shape[2]))
+    total.flatten(1).index_add_(0, rows, products)
 
 
 def _logits(query, key, position, features):
-    """query (H, r, c, m, d), key (H, r c, S, d), position (H, 7), features (7, r, m, S) -> logits (H, r c, m, S)."""
-    h, r, c, m, d = query.shape
-    term = (position @ features.flatten(1)).to(query.dtype).view(h, r, 1, m, -1).expand(-1, -1, c, -1, -1)
-    logits = (
-        term.reshape(h * r * c, m, -1)
-        .contiguous()
-        .baddbmm_(query.reshape(-1, m, d), key.flatten(0, 1).transpose(-1, -2))
-    )
-    return logits.view(h, r * c, m, -1)
+    """query (H r c, m, d), key (H r c, S, d), position (H, 7), features (7, r, m, S) -> logits (H r c, m, S)."""
+    heads, (r, m, tokens) = len(position), features.shape[1:]
+    term = (position @ features.flatten(1)).to(query.dtype).view(heads, r, 1, m, tokens)
+    term = term.expand(-1, -1, len(query) // (heads * r), -1, -1).reshape(len(query), m, tokens)
+    return term.contiguous().baddbmm_(query, key.transpose(1, 2))

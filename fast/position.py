@@ -18,7 +18,11 @@ def relative_position(offsets, dtype=torch.float32):
     (..., 5) tensor
         The angle's terms are 0 where the distance is 0.
     """
-    dx, dy = offsets.to(dtype).unbind(-1)
+    return torch.stack(position_terms(*offsets.to(dtype).unbind(-1)), dim=-1)
+
+
+def position_terms(dx, dy):
+    """Return the five terms of ``relative_position`` one by one: dx, dy, distance, sine, cosine."""
     distance = torch.sqrt(dx * dx + dy * dy)
     divisor = torch.where(distance == 0, 1, distance)
-    return torch.stack([dx, dy, distance, dy / divisor, dx / divisor], dim=-1)
+    return dx, dy, distance, dy / divisor, dx / divisor
