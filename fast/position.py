@@ -24,5 +24,5 @@ def relative_position(offsets, dtype=torch.float32):
 def position_terms(dx, dy):
     """Return the five terms of ``relative_position`` one by one: dx, dy, distance, sine, cosine."""
     distance = torch.sqrt(dx * dx + dy * dy)
-    divisor = torch.where(distance == 0, 1, distance)
+    divisor = distance.clamp(min=torch.finfo(distance.dtype).tiny)  # 0 / tiny is 0
     return dx, dy, distance, dy / divisor, dx / divisor
