@@ -4,14 +4,19 @@ import pytest
 import torch
 
 import fast
+import fast.cuda
+from benchmarks.models import captured
 from fast import dispatch
 from fast.attention import attention_by_clusters
 from fast.neighborhoods import stage_geometry
 from parity_tests.cases import case_named
+from parity_tests.heads import SMALL_HEAD
+from parity_tests.triton_kernels import DEVICE, GPU, cuda
 from parity_tests.weights import fill
 
 CASE = case_named("last_cluster_of_one")
 SMALL = {"num_classes": 4, "depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "heads": (1, 2, 2, 2)}
+SMALL_BACKBONE = {name: value for name, value in SMALL.items() if name != "num_classes"}
 
 
 def attention_inputs(dtype=torch.float64):
@@ -78,23 +83,63 @@ def test_the_whole_model_compiles_to_one_graph_at_two_sizes():
         torch.testing.assert_close(got, torch.autograd.grad(expected.square().sum(), list(model.parameters())))
 
 
-@pytest.mark.parametrize("attention", ["clusters", "gather"])
-def test_the_same_seed_trains_the_same_weights_twice(attention):
+PATHS = {
+    "clusters": {"attention": "clusters", "neighbors": "grid", "merging": "gather", "interpolation": "gather"},
+    "plain": {operator: paths[-1] for operator, paths in dispatch.PATHS.items()},
+    "triton": {operator: "triton" for operator, paths in dispatch.PATHS.items() if "triton" in paths},
+}
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+@pytest.mark.parametrize("paths", PATHS)
+def test_the_same_seed_trains_the_same_weights_twice(paths, kind):
     def trained():
         torch.manual_seed(0)
-        model = fast.create_model("aff_nano", **SMALL, drop_path=0.2)
+        if kind == "classifier":
+            model = fast.create_model("aff_nano", **SMALL, drop_path=0.2)
+        else:
+            model = fast.create_segmenter("aff_nano", backbone_overrides=SMALL_BACKBONE, **SMALL_HEAD)
+        model.to(DEVICE)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        for _ in range(2):
-            model(images()).square().sum().backward()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            output = model(images(1, *size).to(DEVICE))
+            output = output if kind == "classifier" else output.masks_queries_logits
+            output.square().mean().backward()
             optimizer.step()
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
+    slow = paths == "triton" and not GPU  # in Triton's interpreter
+    steps, size = (1, (32, 32)) if slow else (2, (64, 96))
     torch.use_deterministic_algorithms(True)
-    try:
-        with dispatch.force(attention=attention):
-            assert torch.equal(trained(), trained())
-    finally:
-        torch.use_deterministic_algorithms(False)
+    with dispatch.force(**PATHS[paths]):
+        assert torch.equal(trained(), trained())
+
+
+@cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_training_step_replays_as_a_cuda_graph(dtype):
+    def trained(steps, replayed):
+        torch.manual_seed(0)
+        model = small_model().cuda()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, capturable=True)
+
+        def step():
+            optimizer.zero_grad()
+            with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                loss = model(pictures).square().sum()
+            loss.backward()
+            optimizer.step()
+
+        run = captured(step) if replayed else step  # capturing runs it three times
+        for _ in range(steps - 3 if replayed else steps):
+            run()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    pytest.importorskip("cupy", reason="capturing needs the neighbours' CUDA kernels, which never wait")
+    fast.cuda.warm()
+    pictures = images().cuda()
+    torch.testing.assert_close(trained(6, True), trained(6, False))
 
 
 def test_checkpointing_changes_no_gradient():
