@@ -49,10 +49,10 @@ def fake_plan(positions, members, nearest, dtype):
         return attention_plan(positions, members, nearest, dtype)
     (batch, k, m), new_size = members.shape, torch.library.get_ctx().new_dynamic_size
     rows = [part.stop - part.start for part in _groups(batch * k)]
-    widest, *widths = [1 if r == 0 else 2 if k == 1 else new_size() for r in [batch * k, *rows]]
+    widths = [0 if r == 0 else 1 if k == 1 else new_size() for r in rows]
     sizes = [(FEATURES, r, m, width * m) for r, width in zip(rows, widths, strict=True)]
-    which, union = positions.new_empty(batch * k), positions.new_empty(batch * k, widest)
-    return which, union, *(positions.new_empty(size, dtype=dtype) for size in sizes)
+    union = positions.new_empty(batch * k, widths[0] if batch else 1)
+    return positions.new_empty(batch * k), union, *(positions.new_empty(size, dtype=dtype) for size in sizes)
 
 
 def cluster_plan(positions, members, nearest, dtype=torch.float32):
@@ -75,11 +75,9 @@ def cluster_plan(positions, members, nearest, dtype=torch.float32):
     which : (G,) int64 tensor
         With G = B k: the clusters, those that see most first; group after group.
     union : (G, U) int64 tensor
-        What each of ``which`` sees: G, the blank token's cluster; then the clusters that any of its tokens sees,
-        ascending, and filled up with any.
+        What each of ``which`` sees: the clusters that any of its tokens sees, ascending, and filled up with any.
     features : (7, g, m, S) tensors, ``GROUPS`` of them
-        For each group, of each token of the union seen from each token of the cluster. S is m times the group's width;
-        the blank token is number 0, the m - 1 after it are no tokens.
+        For each group, of each token of the union seen from each token of the cluster. S is m times the group's width.
     """
     batch, k, m = members.shape
     union, sees = cluster_unions(members, nearest)
@@ -93,7 +91,7 @@ def cluster_plan(positions, members, nearest, dtype=torch.float32):
     for part in groups:
         seen = slice(0, next(widest) if part.start < len(width) else 0)
         features.append(_features(located, there, which[part], union[part, seen], sees[part, :, seen]))
-    return which, torch.nn.functional.pad(union, (1, 0), value=batch * k), *features
+    return which, union, *features
 
 
 def _groups(clusters):
@@ -104,18 +102,16 @@ def _groups(clusters):
 
 
 def _features(located, there, which, union, sees):
-    """Features of a group, (7, g, m, (u + 1) m), made in slices that fit a cache.
+    """Features of a group, (7, g, m, u m), made in slices that fit a cache.
 
     located (G, m, 2), there (G, m): positions of each cluster's tokens, and whether there is one. which (g,),
     union (g, u), sees (g, m, u): the group's clusters, those that they see, and which of them each token sees.
     """
     (clusters, u), m = union.shape, located.shape[1]
-    features = located.new_empty(FEATURES, clusters, m, (u + 1) * m)
-    features[..., :m] = 0
-    features[6, ..., 1:m] = -torch.inf
+    features = located.new_empty(FEATURES, clusters, m, u * m)
     rows = max(1, PAIRS_AT_ONCE // (m * m * max(1, u)))
     for part in (slice(start, start + rows) for start in range(0, clusters, rows)):
-        pairs, (x, y) = features[:, part, :, m:], located.unbind(-1)
+        pairs, (x, y) = features[:, part], located.unbind(-1)
         offsets = (c[union[part]].flatten(1)[:, None] - c[which[part]][:, :, None] for c in (x, y))
         for values, term in zip(pairs, position_terms(*offsets), strict=False):
             values.copy_(term)
@@ -129,7 +125,7 @@ def cluster_unions(members, nearest):
     """Clusters that each cluster's tokens see, and which of them each token sees.
 
     members (B, k, m) with -1 in empty places, nearest (B, n, R) -> union (B, k, U), ascending and k after the last;
-    sees (B, k, m, U).
+    sees (B, k, m, U): an empty place, as every row must see something, sees them all.
     """
     k = members.shape[1]
     near = torch.where(members[..., None] >= 0, gather_rows(nearest, members.clamp(min=0)), k)  # (B, k, m, R)
@@ -140,4 +136,5 @@ def cluster_unions(members, nearest):
     width = int(column.max()) + 1 if len(column) else 1
     union = ascending.new_full((*ascending.shape[:2], width + 1), k)
     union = union.scatter_(2, torch.where(first, column, width), torch.where(first, ascending, k))[..., :width]
-    return union, (near[..., None] == union[:, :, None, None]).any(dim=3) & (union < k)[:, :, None]
+    sees = (near[..., None] == union[:, :, None, None]).any(dim=3) | (members < 0)[..., None]
+    return union, sees & (union < k)[:, :, None]

@@ -4,12 +4,12 @@ The tokens of one cluster see nearly the same clusters. The union of those is ga
 its tokens each one really sees is a mask. Nothing of the size tokens x neighbourhood x channels is made, and nothing of
 the size tokens x neighbourhood is kept for the backward pass, which computes the weights anew.
 
-The blank token is one more cluster that every cluster sees, with one token in it. A pair of tokens has seven features
-(``attention_plan``): the five of Eq. 5, a one for the bias, and 0 or minus infinity for the mask; so position term,
-bias and mask are one product of (H, 7) by (7, pairs).
+A pair of tokens has seven features (``attention_plan``): the five of Eq. 5, a one for the bias, and 0 or minus infinity
+for the mask; so position term, bias and mask are one product of (H, 7) by (7, pairs). The blank token, which all see
+and which has no position, is joined to what a token has seen when that is known.
 
 Letters: B images, G clusters of a geometry (of all its images), m tokens a cluster, H heads, d channels a head,
-u clusters in a union (the blank one first), S = u m tokens of them, c copies: images that share a geometry.
+u clusters in a union, S = u m tokens of them, c copies: images that share a geometry.
 """
 
 import torch
@@ -40,7 +40,7 @@ def forward(query, key_value, blank, weight, bias, which, union, *features):
         Logarithm of the sum of the exponentials of a token's logits, in float32 or wider.
     """
     layout = _Layout(query, which, union, features)
-    q, keys, values = layout.rows(query), *layout.sources(key_value, blank)
+    q, keys, values = (layout.rows(x) for x in (query, *key_value.unbind(4)))
     position = _position(weight, bias, features[0])
     out, lse = torch.empty_like(q), q.new_empty(*q.shape[:2], 1)
     room = layout.room(keys)
@@ -50,13 +50,18 @@ def forward(query, key_value, blank, weight, bias, which, union, *features):
         total = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
         out.index_copy_(0, own, (logits @ _pick(values, seen, room, len(own))).div_(total))
         lse.index_copy_(0, own, total.log_().add_(highest))
+    key, value = blank.to(q.dtype)[:, None].unbind(2)  # (H, 1, d)
+    logits, out, before = (layout.by_head(x) for x in (q, out, lse))
+    logits = logits @ key.mT
+    lse = torch.logaddexp(before, logits)
+    out = out.mul_(before.sub_(lse).exp_()).baddbmm_(logits.sub_(lse).exp_(), value)
     return layout.tokens(out).to(query.dtype), layout.tokens(lse).squeeze(-1)
 
 
 def backward(grad, out, lse, query, key_value, blank, weight, bias, which, union, *features):
     """Gradients of query, key_value, blank, weight and bias, from that of ``out``; arguments as for ``forward``."""
     layout = _Layout(query, which, union, features)
-    q, keys, values = layout.rows(query), *layout.sources(key_value, blank)
+    q, keys, values = (layout.rows(x) for x in (query, *key_value.unbind(4)))
     position = _position(weight, bias, features[0])
     grad, out, lse = layout.rows(grad), layout.rows(out), layout.rows(lse[..., None])
     mean = (grad * out).sum(dim=-1, keepdim=True)
@@ -72,66 +77,59 @@ def backward(grad, out, lse, query, key_value, blank, weight, bias, which, union
         query_grad.index_copy_(0, own, rise @ near)
         _add_products(keys_grad, seen, rise, here, other)
         _add_products(values_grad, seen, weights, upstream, other)
-        shared = rise.view(len(position), pairs.shape[1], -1, *rise.shape[1:]).sum(dim=2)  # (H, r, m, S)
-        position_grad[:, :6] += shared.flatten(1) @ pairs[:6].flatten(1).T.to(shared.dtype)
-    own, of_blank = zip(*(layout.split(x) for x in (keys_grad, values_grad)), strict=True)
+        if layout.copies > 1:
+            rise = rise.view(len(position), -1, layout.copies, *rise.shape[1:]).sum(dim=2)
+        position_grad[:, :6] += rise.view(len(position), -1) @ pairs[:6].flatten(1).T.to(rise.dtype)
+    key, value = blank.to(q.dtype)[:, None].unbind(2)  # (H, 1, d)
+    q, grad, lse, mean = (layout.by_head(x) for x in (q, grad, lse, mean))
+    weights = (q @ key.mT).sub_(lse).exp_()  # of the blank token
+    rise = (grad @ value.mT).sub_(mean).mul_(weights)
+    layout.by_head(query_grad).baddbmm_(rise, key)
+    of_blank = torch.stack([rise.mT @ q, weights.mT @ grad], dim=2).squeeze(1)
+    of_pairs = torch.stack([layout.tokens(keys_grad), layout.tokens(values_grad)], dim=-2)
     of_position = position_grad[:, :5].clone(), position_grad[:, 5].clone()  # an operator's results share no memory
-    grads = layout.tokens(query_grad), torch.stack(own, dim=-2), torch.stack(of_blank, dim=1), *of_position
+    grads = layout.tokens(query_grad), of_pairs, of_blank, *of_position
     return tuple(x.to(like.dtype) for x, like in zip(grads, (query, key_value, blank, weight, bias), strict=True))
 
 
 class _Layout:
-    """Rows, one for each head and cluster, and the slices of them that are worked on at a time.
+    """Rows (H G c, m, d) of queries, keys, values: a cluster's tokens in one head; and the slices worked on at a time.
 
-    A row holds the m tokens of a cluster: (H G c, m, d) for queries, (H (G c + 1), m, d) for keys and values, where
-    the last cluster of each head is the blank token's. ``slices`` lists row numbers (H r c,) of queries, row numbers
-    (H r c u,) of the keys and values that they see, and features (7, r, m, S).
+    ``slices`` lists row numbers (H r c,) of queries, row numbers (H r c u,) of what they see, features (7, r, m, S).
     """
 
     def __init__(self, query, which, union, features):
         self.batch, self.k, self.m, self.heads, self.d = query.shape
-        self.clusters = self.batch * self.k
-        self.copies = self.clusters // len(which)
+        self.copies = self.batch * self.k // len(which)
         limit = NUMBERS_AT_ONCE if query.device.type == "cpu" else NUMBERS_AT_ONCE_ELSEWHERE
-        numbers = self.copies * self.heads * self.m * self.d
         copy, self.slices, end = torch.arange(self.copies, device=which.device), [], 0
         for group in features:
             start, end, width = end, end + group.shape[1], group.shape[3] // max(1, self.m)
-            rows = max(1, limit // max(1, numbers * width))
+            rows = max(1, limit // max(1, self.copies * self.heads * self.m * self.d * width))
             for first in range(start, end, rows):
                 part = slice(first, min(first + rows, end))
-                own = which[part, None] * self.copies + copy
-                seen = (union[part, None, :width] * self.copies + copy[:, None]).clamp(max=self.clusters)
-                pairs = group[:, first - start : part.stop - start]
-                self.slices.append((self._of_heads(own, 0), self._of_heads(seen, 1), pairs))
+                own, seen = which[part, None], union[part, None, :width]
+                own, seen = (self._of_heads(x * self.copies + c) for x, c in ((own, copy), (seen, copy[:, None])))
+                self.slices.append((own, seen, group[:, first - start : part.stop - start]))
 
-    def _of_heads(self, number, blank):
+    def _of_heads(self, number):
         """Numbers of clusters -> numbers of rows, head after head."""
         head = torch.arange(self.heads, device=number.device)[:, None]
-        return (head * (self.clusters + blank) + number.flatten()).flatten()
+        return (head * self.batch * self.k + number.flatten()).flatten()
 
     def rows(self, x):
         """(B, k, m, H, d) -> (H G c, m, d), in float32 or wider."""
         x = x.reshape(self.copies, -1, *x.shape[2:]).permute(3, 1, 0, 2, 4)
-        return x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, self.m, x.shape[-1])
+        return x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, self.m, x.shape[-1]).contiguous()
+
+    def by_head(self, x):
+        """(H G c, m, d) -> (H, G c m, d)."""
+        return x.view(self.heads, -1, x.shape[-1])
 
     def tokens(self, x):
         """The inverse of ``rows``."""
         x = x.view(self.heads, -1, self.copies, self.m, x.shape[-1]).permute(2, 1, 3, 0, 4)
         return x.reshape(self.batch, self.k, self.m, self.heads, -1).contiguous()
-
-    def sources(self, key_value, blank):
-        """Keys and values (B, k, m, H, 2, d), blank (H, 2, d) -> the rows of keys, those of values."""
-        for x, last in zip(key_value.unbind(4), blank.unbind(1), strict=True):
-            rows = self.rows(x).view(self.heads, self.clusters, self.m, self.d)
-            rows = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, 1))
-            rows[:, -1, 0] = last
-            yield rows.flatten(0, 1)
-
-    def split(self, x):
-        """Rows of keys or values -> those of tokens (B, k, m, H, d), and those of the blank token (H, d)."""
-        x = x.view(self.heads, -1, self.m, self.d)
-        return self.tokens(x[:, :-1].reshape(-1, self.m, self.d)), x[:, -1, 0]
 
     def room(self, like):
         """Memory for what the largest slice gathers: fresh pages would cost more time than what is put there."""

@@ -19,14 +19,14 @@ SMALL = {"num_classes": 4, "depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "head
 SMALL_BACKBONE = {name: value for name, value in SMALL.items() if name != "num_classes"}
 
 
-def attention_inputs(dtype=torch.float64):
-    """Query, key_value, blank, weight and bias of a case that ends in a short cluster, and its geometry."""
-    geometry = CASE.fast_geometry(torch.float64).renumbered()
-    tokens, heads, d = geometry.positions.shape[1], 2, 3
+def attention_inputs(dtype=torch.float64, case=CASE, heads=2):
+    """Query, key_value, blank, weight and bias of a case, by default one that ends in a short cluster; its geometry."""
+    geometry = case.fast_geometry(torch.float64).renumbered()
+    tokens, d = geometry.positions.shape[1], 3
     shapes = {"query": (tokens, heads, d), "key_value": (tokens, heads, 2, d)}
-    values = {name: CASE.normal(name, *shape, dtype=dtype) for name, shape in shapes.items()}
+    values = {name: case.normal(name, *shape, dtype=dtype) for name, shape in shapes.items()}
     small = {"blank": (heads, 2, d), "weight": (heads, 5), "bias": (heads,)}
-    values |= {name: CASE.normal(name, *shape, dtype=dtype)[0] for name, shape in small.items()}
+    values |= {name: case.normal(name, *shape, dtype=dtype)[0] for name, shape in small.items()}
     return [x.clone().requires_grad_() for x in values.values()], geometry
 
 
@@ -54,8 +54,11 @@ def test_geometry_is_a_sound_operator(neighborhood):
     torch.library.opcheck(torch.ops.aff.local_stride, (positions, "l2"))
 
 
-def test_attention_passes_gradcheck():
-    inputs, geometry = attention_inputs()
+@pytest.mark.parametrize("case", ["last_cluster_of_one", "n_below_neighbourhood"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_passes_gradcheck(heads, case):
+    """Also with a batch, clusters or heads of one, where a permuted tensor may share the memory that it came from."""
+    inputs, geometry = attention_inputs(case=case_named(case), heads=heads)
     assert torch.autograd.gradcheck(lambda *x: attention_by_clusters(*x, geometry), inputs, fast_mode=True)
 
 
