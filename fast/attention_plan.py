@@ -9,7 +9,7 @@ from .indexing import gather_rows
 from .position import position_terms
 
 PAIRS_AT_ONCE = 1 << 16
-FEATURES = 7  # dx, dy, distance, sine, cosine, one, mask
+FEATURES = 6  # dx, dy, distance, sine, cosine, mask
 GROUPS, LEAST = 5, 16  # of clusters whose unions are about as wide; clusters in a group, unless they run out
 PLAN_SIZES = {"triton": 6, "clusters": 2 + GROUPS, "gather": 2 + GROUPS}  # tensors; the operator has no plain form
 
@@ -76,7 +76,7 @@ def cluster_plan(positions, members, nearest, dtype=torch.float32):
         With G = B k: the clusters, those that see most first; group after group.
     union : (G, U) int64 tensor
         What each of ``which`` sees: the clusters that any of its tokens sees, ascending, and filled up with any.
-    features : (7, g, m, S) tensors, ``GROUPS`` of them
+    features : (6, g, m, S) tensors, ``GROUPS`` of them
         For each group, of each token of the union seen from each token of the cluster. S is m times the group's width.
     """
     batch, k, m = members.shape
@@ -102,7 +102,7 @@ def _groups(clusters):
 
 
 def _features(located, there, which, union, sees):
-    """Features of a group, (7, g, m, u m), made in slices that fit a cache.
+    """Features of a group, (6, g, m, u m), made in slices that fit a cache.
 
     located (G, m, 2), there (G, m): positions of each cluster's tokens, and whether there is one. which (g,),
     union (g, u), sees (g, m, u): the group's clusters, those that they see, and which of them each token sees.
@@ -115,9 +115,8 @@ def _features(located, there, which, union, sees):
         offsets = (c[union[part]].flatten(1)[:, None] - c[which[part]][:, :, None] for c in (x, y))
         for values, term in zip(pairs, position_terms(*offsets), strict=False):
             values.copy_(term)
-        pairs[5] = 1
         seen = sees[part].repeat_interleave(m, dim=2) & there[union[part]].flatten(1)[:, None]
-        pairs[6].fill_(-torch.inf).masked_fill_(seen, 0)
+        pairs[5].fill_(-torch.inf).masked_fill_(seen, 0)
     return features
 
 

@@ -4,9 +4,9 @@ The tokens of one cluster see nearly the same clusters. The union of those is ga
 its tokens each one really sees is a mask. Nothing of the size tokens x neighbourhood x channels is made, and nothing of
 the size tokens x neighbourhood is kept for the backward pass, which computes the weights anew.
 
-A pair of tokens has seven features (``attention_plan``): the five of Eq. 5, a one for the bias, and 0 or minus infinity
-for the mask; so position term, bias and mask are one product of (H, 7) by (7, pairs). The blank token, which all see
-and which has no position, is joined to what a token has seen when that is known.
+A pair of tokens has six features (``attention_plan``): the five of Eq. 5, and 0 or minus infinity for the mask; so
+position term and mask are one product of (H, 6) by (6, pairs). The bias shifts all of a token's neighbours alike: it is
+added to the logarithm of their sum. Then the blank token is joined, which all see and which has no position.
 
 Letters: B images, G clusters of a geometry (of all its images), m tokens a cluster, H heads, d channels a head,
 u clusters in a union, S = u m tokens of them, c copies: images that share a geometry.
@@ -41,7 +41,7 @@ def forward(query, key_value, blank, weight, bias, which, union, *features):
     """
     layout = _Layout(query, which, union, features)
     q, keys, values = (layout.rows(x) for x in (query, *key_value.unbind(4)))
-    position = _position(weight, bias, features[0])
+    position, shift = _position(weight, bias, features, q)
     out, lse = torch.empty_like(q), q.new_empty(*q.shape[:2], 1)
     room = layout.room(keys)
     for own, seen, pairs in layout.slices:
@@ -53,7 +53,7 @@ def forward(query, key_value, blank, weight, bias, which, union, *features):
     key, value = blank.to(q.dtype)[:, None].unbind(2)  # (H, 1, d)
     logits, out, before = (layout.by_head(x) for x in (q, out, lse))
     logits = logits @ key.mT
-    lse = torch.logaddexp(before, logits)
+    lse = torch.logaddexp(before.add_(shift), logits)
     out = out.mul_(before.sub_(lse).exp_()).baddbmm_(logits.sub_(lse).exp_(), value)
     return layout.tokens(out).to(query.dtype), layout.tokens(lse).squeeze(-1)
 
@@ -62,24 +62,24 @@ def backward(grad, out, lse, query, key_value, blank, weight, bias, which, union
     """Gradients of query, key_value, blank, weight and bias, from that of ``out``; arguments as for ``forward``."""
     layout = _Layout(query, which, union, features)
     q, keys, values = (layout.rows(x) for x in (query, *key_value.unbind(4)))
-    position = _position(weight, bias, features[0])
+    position, shift = _position(weight, bias, features, q)
     grad, out, lse = layout.rows(grad), layout.rows(out), layout.rows(lse[..., None])
     mean = (grad * out).sum(dim=-1, keepdim=True)
     query_grad, keys_grad, values_grad = torch.empty_like(q), torch.zeros_like(keys), torch.zeros_like(values)
-    position_grad = torch.zeros_like(position)
+    position_grad, before = position.new_zeros(len(position), 5), (layout.by_head(lse) - shift).view_as(lse)
     room, other = layout.room(keys), layout.room(keys)
     for own, seen, pairs in layout.slices:
-        here, upstream, normaliser, shift = (_pick(x, own) for x in (q, grad, lse, mean))
+        here, upstream, normaliser, middle = (_pick(x, own) for x in (q, grad, before, mean))
         rise = upstream @ _pick(values, seen, room, len(own)).transpose(1, 2)
         near = _pick(keys, seen, room, len(own))
         weights = _logits(here, near, position, pairs).sub_(normaliser).exp_()
-        rise.sub_(shift).mul_(weights)  # gradient of the logits
+        rise.sub_(middle).mul_(weights)  # gradient of the logits
         query_grad.index_copy_(0, own, rise @ near)
         _add_products(keys_grad, seen, rise, here, other)
         _add_products(values_grad, seen, weights, upstream, other)
         if layout.copies > 1:
             rise = rise.view(len(position), -1, layout.copies, *rise.shape[1:]).sum(dim=2)
-        position_grad[:, :6] += rise.view(len(position), -1) @ pairs[:6].flatten(1).T.to(rise.dtype)
+        position_grad += rise.view(len(position), -1) @ pairs[:5].flatten(1).T.to(rise.dtype)
     key, value = blank.to(q.dtype)[:, None].unbind(2)  # (H, 1, d)
     q, grad, lse, mean = (layout.by_head(x) for x in (q, grad, lse, mean))
     weights = (q @ key.mT).sub_(lse).exp_()  # of the blank token
@@ -87,15 +87,15 @@ def backward(grad, out, lse, query, key_value, blank, weight, bias, which, union
     layout.by_head(query_grad).baddbmm_(rise, key)
     of_blank = torch.stack([rise.mT @ q, weights.mT @ grad], dim=2).squeeze(1)
     of_pairs = torch.stack([layout.tokens(keys_grad), layout.tokens(values_grad)], dim=-2)
-    of_position = position_grad[:, :5].clone(), position_grad[:, 5].clone()  # an operator's results share no memory
-    grads = layout.tokens(query_grad), of_pairs, of_blank, *of_position
+    of_bias = -rise.sum(dim=(1, 2))  # a token's gradients of logits sum to 0
+    grads = layout.tokens(query_grad), of_pairs, of_blank, position_grad, of_bias
     return tuple(x.to(like.dtype) for x, like in zip(grads, (query, key_value, blank, weight, bias), strict=True))
 
 
 class _Layout:
     """Rows (H G c, m, d) of queries, keys, values: a cluster's tokens in one head; and the slices worked on at a time.
 
-    ``slices`` lists row numbers (H r c,) of queries, row numbers (H r c u,) of what they see, features (7, r, m, S).
+    ``slices`` lists row numbers (H r c,) of queries, row numbers (H r c u,) of what they see, features (6, r, m, S).
     """
 
     def __init__(self, query, which, union, features):
@@ -136,9 +136,10 @@ class _Layout:
         return like.new_empty(max(len(seen) for _, seen, _ in self.slices), self.m * self.d)
 
 
-def _position(weight, bias, features):
-    """One row of seven a head: what the seven features are multiplied with."""
-    return torch.cat([weight, bias[:, None], torch.ones_like(bias)[:, None]], dim=1).to(features.dtype)
+def _position(weight, bias, features, like):
+    """What the six features are multiplied with, (H, 6); and the bias, (H, 1, 1)."""
+    position = torch.nn.functional.pad(weight, (0, 1), value=1).to(features[0].dtype)
+    return position, bias.to(like.dtype)[:, None, None]
 
 
 def _pick(x, rows, room=None, count=None):
@@ -159,7 +160,7 @@ def _add_products(total, rows, a, b, room):
 
 
 def _logits(query, key, position, features):
-    """query (H r c, m, d), key (H r c, S, d), position (H, 7), features (7, r, m, S) -> logits (H r c, m, S)."""
+    """query (H r c, m, d), key (H r c, S, d), position (H, 6), features (6, r, m, S) -> logits (H r c, m, S)."""
     heads, (r, m, tokens) = len(position), features.shape[1:]
     term = (position @ features.flatten(1)).to(query.dtype).view(heads, r, 1, m, tokens)
     term = term.expand(-1, -1, len(query) // (heads * r), -1, -1).reshape(len(query), m, tokens)
