@@ -83,14 +83,15 @@ def cluster_plan(positions, members, nearest, dtype=torch.float32):
     union, sees = cluster_unions(members, nearest)
     width, which = (union < k).sum(dim=2).flatten().sort(descending=True, stable=True)
     union = (union.clamp(max=k - 1) + k * torch.arange(batch, device=union.device)[:, None, None]).flatten(0, 1)[which]
-    sees, there = sees.flatten(0, 1)[which], (members >= 0).flatten(0, 1)
-    located = gather_rows(positions, members.clamp(min=0)).flatten(0, 1).to(dtype)  # (G, m, 2)
+    hidden = _minus_infinity(~sees, dtype).flatten(0, 1)[which]
+    x, y = gather_rows(positions, members.clamp(min=0)).flatten(0, 1).to(dtype).unbind(-1)  # (G, m)
+    located = torch.stack([x, y, _minus_infinity(members < 0, dtype).flatten(0, 1)])
     groups = _groups(batch * k)
     widest = iter(width[[part.start for part in groups if part.start < len(width)]].tolist())
     features = []
     for part in groups:
         seen = slice(0, next(widest) if part.start < len(width) else 0)
-        features.append(_features(located, there, which[part], union[part, seen], sees[part, :, seen]))
+        features.append(_features(located, which[part], union[part, seen], hidden[part, :, seen]))
     return which, union, *features
 
 
@@ -101,23 +102,28 @@ def _groups(clusters):
     return [slice(*ends) for ends in pairwise(starts)]
 
 
-def _features(located, there, which, union, sees):
+def _features(located, which, union, hidden):
     """Features of a group, (6, g, m, u m), made in slices that fit a cache.
 
-    located (G, m, 2), there (G, m): positions of each cluster's tokens, and whether there is one. which (g,),
-    union (g, u), sees (g, m, u): the group's clusters, those that they see, and which of them each token sees.
+    located (3, G, m): x and y of each cluster's tokens, and minus infinity where there is none, else 0. which (g,),
+    union (g, u): the group's clusters and those that they see. hidden (g, m, u): minus infinity where a token does not
+    see one of those, else 0.
     """
-    (clusters, u), m = union.shape, located.shape[1]
+    (clusters, u), m = union.shape, located.shape[2]
     features = located.new_empty(FEATURES, clusters, m, u * m)
     rows = max(1, PAIRS_AT_ONCE // (m * m * max(1, u)))
     for part in (slice(start, start + rows) for start in range(0, clusters, rows)):
-        pairs, (x, y) = features[:, part], located.unbind(-1)
-        offsets = (c[union[part]].flatten(1)[:, None] - c[which[part]][:, :, None] for c in (x, y))
-        for values, term in zip(pairs, position_terms(*offsets), strict=False):
+        x, y, absent = located.index_select(1, union[part].flatten()).view(3, -1, 1, u * m)
+        own_x, own_y, _ = located.index_select(1, which[part])[..., None]
+        mask = (hidden[part, ..., None] + absent.unflatten(2, (u, m))).flatten(2)
+        for values, term in zip(features[:, part], (*position_terms(x - own_x, y - own_y), mask), strict=True):
             values.copy_(term)
-        seen = sees[part].repeat_interleave(m, dim=2) & there[union[part]].flatten(1)[:, None]
-        pairs[5].fill_(-torch.inf).masked_fill_(seen, 0)
     return features
+
+
+def _minus_infinity(where, dtype):
+    """Minus infinity where a condition holds, else 0."""
+    return torch.zeros_like(where, dtype=dtype).masked_fill_(where, -torch.inf)
 
 
 def cluster_unions(members, nearest):
