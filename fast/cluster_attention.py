@@ -1,8 +1,9 @@
 """Attention cluster by cluster in dense products (paper sec. 3.2): forward and backward, on any device.
 
 The tokens of one cluster see nearly the same clusters. The union of those is gathered once for all of them; which of
-its tokens each one really sees is a mask. Nothing of the size tokens x neighbourhood x channels is made, and nothing of
-the size tokens x neighbourhood is kept for the backward pass, which computes the weights anew.
+its tokens each one really sees is a mask. Nothing of the size tokens x neighbourhood x channels is made. Beyond the
+features below, which a stage's blocks share, nothing of the size tokens x neighbourhood is kept for the backward pass,
+which computes the weights anew.
 
 A pair of tokens has six features (``attention_plan``): the five of Eq. 5, and 0 or minus infinity for the mask; so
 position term and mask are one product of (H, 6) by (6, pairs). The bias shifts all of a token's neighbours alike: it is
@@ -118,7 +119,7 @@ class _Layout:
         return (head * self.batch * self.k + number.flatten()).flatten()
 
     def rows(self, x):
-        """(B, k, m, H, d) -> (H G c, m, d), in float32 or wider."""
+        """(B, k, m, H, d) -> (H G c, m, d), in float32 or wider; contiguous, also where a view of x would do."""
         x = x.reshape(self.copies, -1, *x.shape[2:]).permute(3, 1, 0, 2, 4)
         return x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, self.m, x.shape[-1]).contiguous()
 
