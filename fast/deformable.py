@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from . import dispatch
-from .indexing import gather_rows, recomputed, token_slices
+from .indexing import gather_rows, recomputed, token_slices, weighted_sum
 from .interpolation import HALF_POWER, shepard_weights
 from .neighborhoods import nearest_tokens
 from .patch_embedding import grid_positions
@@ -140,7 +140,7 @@ class DeformableAttention(nn.Module):
             weight = shepard_weights(location, gather_rows(positions, nearest), half_power)
             weight = weight * attention[..., None]  # (B, H rows, P, 4)
             nearest, weight = (x.unflatten(1, (self.heads, -1)).flatten(0, 1).flatten(2) for x in (nearest, weight))
-            return (weight[:, :, None] @ gather_rows(values, nearest)).squeeze(2)  # (B H, rows, d)
+            return weighted_sum(weight, gather_rows(values, nearest))  # (B H, rows, d)
 
         out = []
         for part in token_slices(slots, len(values) * values.shape[-1]):

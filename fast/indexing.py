@@ -15,6 +15,26 @@ def gather_rows(x, index, batch_axis=0):
     return picked.unflatten(batch_axis, index.shape)
 
 
+def weighted_sum(weights, rows):
+    """Sum rows (..., M, d) with weights (..., M) of the same dtype: -> (..., d)."""
+    return _WeightedSum.apply(weights, rows)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """A product of matrices forward; backward, as one of a column and a row, it would take a CPU much longer."""
+
+    @staticmethod
+    def forward(ctx, weights, rows):
+        ctx.save_for_backward(weights, rows)
+        return (weights[..., None, :] @ rows).squeeze(-2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        weights, rows = ctx.saved_tensors
+        grad = grad.to(rows.dtype)  # under autocast the sum may be in 16 bits
+        return (rows @ grad[..., None]).squeeze(-1), weights[..., None] * grad[..., None, :]
+
+
 def recomputed(function, *tensors):
     """Call a function; its backward pass calls it again, and nothing but its arguments is kept for that."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():

@@ -3,7 +3,7 @@
 import torch
 
 from . import dispatch
-from .indexing import gather_rows
+from .indexing import gather_rows, weighted_sum
 from .interpolation_operator import FLOOR
 
 HALF_POWER = 3.0  # a = power / 2 with the power 6 of the paper
@@ -55,4 +55,4 @@ def shepard(points, positions, features, nearest, half_power=HALF_POWER):
         one = points[:, :, None, None], None, positions, features[:, :, None], nearest[:, :, None, None]  # head, place
         return torch.ops.aff.read_places(*one, power).squeeze(2)
     weights = shepard_weights(points.to(wide), gather_rows(positions, nearest), half_power).to(features.dtype)
-    return (weights[:, :, None] @ gather_rows(features, nearest)).squeeze(2)
+    return weighted_sum(weights, gather_rows(features, nearest))
