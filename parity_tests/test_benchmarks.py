@@ -113,6 +113,7 @@ def test_calls_alternate_and_the_first_of_each_does_not_count():
 
 def hold(mebibytes):
     """Hold some memory for a moment and return the process's peak before and with it."""
+    torch.ones(2**18)  # what torch loads and starts for its first tensor is not what is held
     before = measure.resident_peak()
     held = torch.ones(mebibytes * 2**18)
     return before, measure.resident_peak(), len(held)
@@ -121,7 +122,7 @@ def hold(mebibytes):
 def test_peak_memory_is_that_of_a_process_of_its_own():
     held = torch.ones(400 * 2**18)  # ours, which the other process must not be charged with
     before, peak, _ = measure.in_own_process(hold, 200)
-    assert 195 < peak - before < 260  # and what torch loads when first asked for a tensor
+    assert 195 < peak - before < 215
     assert before < measure.resident_peak() - 300
     assert len(held)
 
