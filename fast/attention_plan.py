@@ -11,7 +11,9 @@ from .position import position_terms
 PAIRS_AT_ONCE = 1 << 16
 FEATURES = 6  # dx, dy, distance, sine, cosine, mask
 GROUPS, LEAST = 5, 16  # of clusters whose unions are about as wide; clusters in a group, unless they run out
-PLAN_SIZES = {"triton": 6, "clusters": 2 + GROUPS, "gather": 2 + GROUPS}  # tensors; the operator has no plain form
+# Tensors of each path's plan, by which plans are told apart; the operator has no plain form.
+PLAN_SIZES = {"triton": 6, "clusters": 2 + GROUPS, "gather": 2 + GROUPS}
+assert PLAN_SIZES["triton"] != PLAN_SIZES["clusters"], "a plan could be taken for another path's: choose other GROUPS"
 
 
 def attention_plan(positions, members, nearest, dtype=torch.float32, path=None):
