@@ -3,15 +3,15 @@
 import torch
 from torch.nn.functional import linear
 
-from fast import dispatch
 from fast.attention import attention_by_clusters, local_attention
 from fast.clustering import cluster_order, cluster_sums
 from fast.deformable import DeformableAttention, lookup_table
 from fast.grid_prior import grid_prior, local_stride, reserved_tokens
-from fast.indexing import gather_rows
 from fast.merging import Merging
 from fast.models import model_config
 from fast.neighborhoods import nearest_clusters, stage_geometry
+from fast.ops import dispatch
+from fast.ops.indexing import gather_rows
 from fast.patch_embedding import grid_positions
 from fast.selection import choose, token_counts
 

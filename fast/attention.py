@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from . import attention_operator, dispatch
-from .indexing import gather_rows, token_slices
+from .ops import attention as attention_operator
+from .ops import dispatch
+from .ops.indexing import gather_rows, token_slices
 
 
 def local_attention(query, key, value, neighbors, valid, bias, blank_key, blank_value):

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import dispatch
 from .attention import AttentionBlock
 from .curves import CURVES
 from .grid_prior import METRICS, grid_prior, local_stride, reserved_tokens
-from .indexing import gather_rows
 from .merging import Merging
 from .neighborhoods import nearest_tokens, stage_geometry
+from .ops import dispatch
+from .ops.indexing import gather_rows
 from .patch_embedding import PatchEmbedding, grid_positions, prepare_image
 from .selection import Importance, choose, token_counts
 

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import nn
 
-from . import dispatch
-from .indexing import gather_rows, recomputed, token_slices, weighted_sum
 from .interpolation import HALF_POWER, shepard_weights
 from .neighborhoods import nearest_tokens
+from .ops import dispatch
+from .ops.indexing import gather_rows, recomputed, token_slices, weighted_sum
 from .patch_embedding import grid_positions
 
 NEAREST = 4  # tokens that a value is interpolated from

@@ -15,8 +15,8 @@ import sys
 
 import torch
 
-from . import dispatch
 from .models import create_model
+from .ops import dispatch
 
 TOLERANCE = 1e-4  # of the largest logit; paths differ in the order of float32 sums
 

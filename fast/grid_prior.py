@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .buckets import search_on
+from .ops.nearest.grid import search_on
 
 METRICS = ("l2", "l1")
 
@@ -37,9 +37,9 @@ def _local_stride(positions: Tensor, metric: str) -> Tensor:
     """``local_stride`` as an operator of torch.library: one opaque step for torch.compile."""
 
     def on_gpu():
-        from .cuda import neighbors
+        from .ops.nearest import cuda
 
-        return neighbors.local_stride(positions, metric)
+        return cuda.local_stride(positions, metric)
 
     def by(search):
         squared = search(positions, positions, 2, metric)[1][..., 1].contiguous()  # the first is the token itself

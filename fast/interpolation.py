@@ -2,9 +2,9 @@
 
 import torch
 
-from . import dispatch
-from .indexing import gather_rows, weighted_sum
-from .interpolation_operator import FLOOR
+from .ops import dispatch
+from .ops.indexing import gather_rows, weighted_sum
+from .ops.sampling import FLOOR
 
 HALF_POWER = 3.0  # a = power / 2 with the power 6 of the paper
 

@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from . import dispatch, merging_operator
-from .indexing import gather_rows, recomputed, token_slices
+from .ops import dispatch
+from .ops import merging as merging_operator
+from .ops.indexing import gather_rows, recomputed, token_slices
 from .position import relative_position
 
 MID_CHANNELS = 4  # weights a slot

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attention_plan import attention_plan, fake_plan
-from .buckets import search_on
 from .clustering import cluster_order, cluster_sums
-from .indexing import gather_rows
+from .ops.attention.clusters_plan import attention_plan, fake_plan
+from .ops.indexing import gather_rows
+from .ops.nearest.grid import search_on
 from .position import relative_position
 
 
@@ -44,9 +44,9 @@ def nearest_clusters(positions, sums, counts, nearest):
 @torch.library.custom_op("aff::nearest_clusters", mutates_args=())
 def _nearest_clusters(positions: Tensor, sums: Tensor, counts: Tensor, nearest: int) -> Tensor:
     def on_gpu():
-        from .cuda import neighbors
+        from .ops.nearest import cuda
 
-        return neighbors.nearest_clusters(positions, sums, counts, nearest)
+        return cuda.nearest_clusters(positions, sums, counts, nearest)
 
     def by(search):
         least_multiple = torch.lcm(counts[0], counts[-1])  # counts are m, ..., m, last
@@ -90,9 +90,9 @@ def nearest_tokens(queries, positions, nearest, canvas=None):
 @torch.library.custom_op("aff::nearest_tokens", mutates_args=())
 def _nearest_tokens(queries: Tensor, positions: Tensor, nearest: int, width: int | None) -> Tensor:
     def on_gpu():
-        from .cuda import neighbors
+        from .ops.nearest import cuda
 
-        return neighbors.nearest_tokens(queries, positions, nearest)
+        return cuda.nearest_tokens(queries, positions, nearest)
 
     def by(search):
         x, y = positions.unbind(-1)

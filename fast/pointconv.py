@@ -3,10 +3,11 @@
 import torch
 from torch import nn
 
-from . import dispatch, merging_operator
-from .indexing import gather_rows
 from .merging import MID_CHANNELS, merge_neighborhoods, weight_network
 from .neighborhoods import nearest_tokens
+from .ops import dispatch
+from .ops import merging as merging_operator
+from .ops.indexing import gather_rows
 from .position import relative_position
 
 NEAREST = 9

@@ -14,7 +14,7 @@ import torch
 import fast.backbone
 from benchmarks import cases, measure, models, plot, results, run, table
 from benchmarks.cases import BACKWARD, SWIN, Case, Comparison
-from fast import dispatch
+from fast.ops import dispatch
 from train.errors import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -14,11 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ONLY_REFERENCE = {"layers"}  # fast takes these from torch.nn
-ONLY_FAST = {  # what no definition needs: search, layout and operators of the kernels' paths, names, files
-    *("attention_operator", "attention_plan", "buckets", "cluster_attention", "dispatch", "indexing"),
-    *("interpolation_operator", "merging_operator", "transpose"),
-    *("checkpoints", "doctor", "models", "segmenter"),
-}
+ONLY_FAST = {"checkpoints", "doctor", "models", "segmenter"}  # names and files; the operators are in fast/ops
 STEMS = sorted(p.stem for p in (ROOT / "reference").glob("*.py") if p.stem not in {"__init__", *ONLY_REFERENCE})
 # Reference functions that take weights: the method that stands for each in fast, and the arguments that it does not
 # have there, because the module itself holds them (weights, sizes) or as the comment says.

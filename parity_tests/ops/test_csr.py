@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fast.transpose import scatter_rows, transpose
+from fast.ops.csr import scatter_rows, transpose
 from parity_tests.gradients import assert_gradcheck
 
 SIZES = {  # batch, queries, slots, tokens

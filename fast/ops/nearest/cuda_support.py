@@ -55,7 +55,7 @@ def warm(device="cuda", nearest=(1, 4, 6, 9)):
     RuntimeError
         A kernel that cannot be compiled.
     """
-    from . import neighbors
+    from . import cuda as neighbors
 
     positions = torch.arange(80, device=device).view(1, 40, 2)
     for count in nearest:

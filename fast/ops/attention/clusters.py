@@ -51,7 +51,7 @@ def forward(query, key_value, blank, weight, bias, which, union, *features):
         total = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
         out.index_copy_(0, own, (logits @ _pick(values, seen, room, len(own))).div_(total))
         lse.index_copy_(0, own, total.log_().add_(highest))
-    key, value = blank.to(q.dtype)[:, None].unbind(2)  # (H, 1, d)
+    key, value = blank.to(q.dtype).contiguous()[:, None].unbind(2)  # (H, 1, d)
     logits, out, before = (layout.by_head(x) for x in (q, out, lse))
     logits = logits @ key.mT
     lse = torch.logaddexp(before.add_(shift), logits)
@@ -81,7 +81,7 @@ def backward(grad, out, lse, query, key_value, blank, weight, bias, which, union
         if layout.copies > 1:
             rise = rise.view(len(position), -1, layout.copies, *rise.shape[1:]).sum(dim=2)
         position_grad += rise.view(len(position), -1) @ pairs[:5].flatten(1).T.to(rise.dtype)
-    key, value = blank.to(q.dtype)[:, None].unbind(2)  # (H, 1, d)
+    key, value = blank.to(q.dtype).contiguous()[:, None].unbind(2)  # (H, 1, d)
     q, grad, lse, mean = (layout.by_head(x) for x in (q, grad, lse, mean))
     weights = (q @ key.mT).sub_(lse).exp_()  # of the blank token
     rise = (grad @ value.mT).sub_(mean).mul_(weights)

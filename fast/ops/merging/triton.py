@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..transpose import transpose
-from .sizes import TYPES, check_count, tile, warps, wide_type
+from ..csr import transpose
+from ..triton_sizes import TYPES, check_count, tile, warps, wide_type
 
 EPSILON = tl.constexpr(1e-5)  # of the layer norm
 SQRT_HALF = tl.constexpr(0.7071067811865476)

@@ -15,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..transpose import transpose
-from .sizes import TYPES, check_count, tile, warps, wide_type
+from ..csr import transpose
+from ..triton_sizes import TYPES, check_count, tile, warps, wide_type
 
 FLOOR = tl.constexpr(1e-11)  # of interpolation.shepard_weights
 LOG_2 = tl.constexpr(0.6931471805599453)  # natural logarithm

@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 
-from fast import create_model, cuda, dispatch, doctor
+from fast import create_model, doctor
+from fast.ops import dispatch
+from fast.ops.nearest import cuda_support as cuda
 
 CPU = torch.device("cpu")
 
@@ -49,7 +51,7 @@ def test_a_forced_path_that_cannot_be_taken_is_an_error():
     ("setting", "said"), [("attention=gather", "gather"), ("attention=none", "ValueError: AFF_PATHS: attention has no")]
 )
 def test_the_environment_forces_paths(setting, said):
-    code = "from fast import dispatch; print(dispatch.path('attention', 'cpu'))"
+    code = "from fast.ops import dispatch; print(dispatch.path('attention', 'cpu'))"
     environment = {"AFF_PATHS": setting, "PATH": ""}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert said in (run.stdout + run.stderr)

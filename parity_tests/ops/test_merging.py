@@ -8,12 +8,14 @@ import torch
 
 import reference.merging
 import reference.position
-from fast import dispatch, merging, merging_operator
+from fast import merging
+from fast.ops import dispatch
+from fast.ops import merging as merging_operator
 from parity_tests import plain
 from parity_tests.cases import DTYPES
 from parity_tests.compare import GRADIENT, assert_layers, assert_parity
 from parity_tests.gradients import flat
-from parity_tests.triton_kernels import DEVICE, cuda, run_without_interpreter
+from parity_tests.ops.triton_kernels import DEVICE, cuda, run_without_interpreter
 
 PATHS = ("triton", "gather")
 LETTERS = ("0.weight", "0.bias", "1.weight", "1.bias")
@@ -182,7 +184,7 @@ def test_of_nothing_comes_nothing(empty, path):
 
 
 def test_more_centres_or_slots_than_a_kernel_numbers_are_refused():
-    from fast.triton import merging as kernels
+    from fast.ops.merging import triton as kernels
 
     inputs, (positions, _, _) = tensors_for(SMALL[0], torch.float32)
     few, matrix = (inputs["features"], inputs["scores"], positions), torch.zeros(8, 4)
@@ -222,8 +224,8 @@ def test_kernels_compile_for_a_gpu():
     """The interpreter takes what the compiler refuses: compile for an H100."""
     code = """
 import triton.language as tl
-from fast.triton import merging as m
-from parity_tests.triton_kernels import compile_kernel
+from fast.ops.merging import triton as m
+from parity_tests.ops.triton_kernels import compile_kernel
 tensors = dict.fromkeys(("positions", "kept", "neighbors", "offsets", "entries"), "*i64")
 tensors |= dict.fromkeys(("scores", "parameters", "out", "grad", "partial", "grad_scores"), "*fp32")
 tensors |= dict.fromkeys(("features", "grad_features"), "*bf16")

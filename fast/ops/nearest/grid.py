@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import dispatch
+from .. import dispatch
 
 PAIRS_AT_ONCE = 1 << 18  # distances held at a time: bounds memory, and a CPU keeps them in its cache
 WIDER = 64  # times as many elsewhere, where a step costs the same for few as for many

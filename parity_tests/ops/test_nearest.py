@@ -12,8 +12,9 @@ import fast.clustering
 import fast.grid_prior
 import fast.neighborhoods
 import reference.neighborhoods
-from fast import buckets, dispatch
-from fast.buckets import nearest_by_buckets, nearest_items, nearest_of_all
+from fast.ops import dispatch
+from fast.ops.nearest import grid as buckets
+from fast.ops.nearest.grid import nearest_by_buckets, nearest_items, nearest_of_all
 from parity_tests.cases import CASES, case_named
 from parity_tests.compare import assert_equal
 from parity_tests.test_neighborhoods import clusters_of

@@ -1,4 +1,4 @@
-"""The CUDA sources of fast/cuda on a CPU: compiled as plain C++, launched in place of ``fast.cuda.kernels.launch``."""
+"""The CUDA sources on a CPU: compiled as plain C++, launched in place of ``fast.ops.nearest.cuda_launch.launch``."""
 
 import ctypes
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fast.cuda import kernels
+from fast.ops.nearest import cuda_launch as kernels
 
 SHIM = Path(__file__).parent / "cuda_shim.h"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -41,7 +41,7 @@ class Kernels:
         return ctypes.CDLL(str(stem.with_suffix(".so")))
 
     def launch(self, source, kernel, threads, arguments, constants=()):
-        """Stand for ``fast.cuda.kernels.launch``: the same arguments, on CPU tensors."""
+        """Stand for ``fast.ops.nearest.cuda_launch.launch``: the same arguments, on CPU tensors."""
         tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
         assert all(t.is_contiguous() and t.device.type == "cpu" and t.numel() for t in tensors)
         values = [ctypes.c_int64(a.data_ptr() if isinstance(a, torch.Tensor) else a) for a in arguments]

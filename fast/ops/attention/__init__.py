@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import cluster_attention, dispatch
-from .attention_plan import PLAN_SIZES, attention_plan
+from .. import dispatch
+from . import clusters
+from .clusters_plan import PLAN_SIZES, attention_plan
 
 
 @torch.library.custom_op("aff::attention", mutates_args=())
@@ -108,23 +109,23 @@ def _split(x, members):
 
 def _clusters_forward(query, key_value, blank, weight, bias, members, plan):
     parts = (_split(x, members) for x in (query, key_value))
-    return tuple(x.flatten(1, 2) for x in cluster_attention.forward(*parts, blank, weight, bias, *plan))
+    return tuple(x.flatten(1, 2) for x in clusters.forward(*parts, blank, weight, bias, *plan))
 
 
 def _clusters_backward(grad, out, lse, query, key_value, blank, weight, bias, members, plan):
     parts = (_split(x, members) for x in (grad, out, lse, query, key_value))
-    own, pair, *rest = cluster_attention.backward(*parts, blank, weight, bias, *plan)
+    own, pair, *rest = clusters.backward(*parts, blank, weight, bias, *plan)
     return own.flatten(1, 2), pair.flatten(1, 2), *rest
 
 
 def _triton_forward(query, key_value, blank, weight, bias, members, plan):
-    from .triton import attention as fused
+    from . import triton as fused
 
     return fused.forward(query, key_value, blank, weight, bias, fused.plan_of(plan, members))
 
 
 def _triton_backward(grad, out, lse, query, key_value, blank, weight, bias, members, plan):
-    from .triton import attention as fused
+    from . import triton as fused
 
     return fused.backward(grad, out, lse, query, key_value, blank, weight, bias, fused.plan_of(plan, members))
 

@@ -10,13 +10,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import fast.buckets
+import fast.ops.nearest.grid
 import reference.grid_prior
 import reference.neighborhoods
-from fast.cuda import kernels, neighbors, unavailable
+from fast.ops.nearest import cuda as neighbors
+from fast.ops.nearest import cuda_launch as kernels
+from fast.ops.nearest.cuda_support import unavailable
 from parity_tests.cases import CASES, SMALL, case_named
 from parity_tests.compare import assert_equal
-from parity_tests.cuda_on_cpu import COMPILER, Kernels
+from parity_tests.ops.cuda_on_cpu import COMPILER, Kernels
 from parity_tests.test_clustering import token_sets
 from reference.clustering import balanced_clusters, cluster_sums
 
@@ -195,7 +197,7 @@ def test_buckets_hold_every_point_once_in_its_place():
 
 
 def test_callers_know_how_many_the_kernels_keep():
-    assert fast.buckets.MOST_ON_GPU == neighbors.MOST_NEAREST
+    assert fast.ops.nearest.grid.MOST_ON_GPU == neighbors.MOST_NEAREST
 
 
 def test_wrong_input_is_refused():

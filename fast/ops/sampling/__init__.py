@@ -9,9 +9,9 @@ autograd.
 import torch
 from torch import Tensor
 
-from . import dispatch
-from .indexing import gather_rows
-from .transpose import scatter_rows, transpose
+from .. import dispatch
+from ..csr import scatter_rows, transpose
+from ..indexing import gather_rows
 
 FLOOR = 1e-11  # added to (d^2)^a, so that a token's own place is no division by zero
 
@@ -94,9 +94,9 @@ read_places.register_autograd(_differentiate, setup_context=_save)
 
 
 def _fused():
-    from .triton import gather
+    from . import triton
 
-    return gather
+    return triton
 
 
 def _wide(places, attention, values):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import dispatch
-from .indexing import gather_rows
-from .position import relative_position
-from .transpose import scatter_rows, transpose
+from ...position import relative_position
+from .. import dispatch
+from ..csr import scatter_rows, transpose
+from ..indexing import gather_rows
 
 EPSILON = 1e-5  # of the layer norm
 
@@ -108,9 +108,9 @@ def parameter_matrix(weight_net):
 
 
 def _fused():
-    from .triton import merging
+    from . import triton
 
-    return merging
+    return triton
 
 
 def _out_type(features, scores):

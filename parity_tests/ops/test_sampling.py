@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import reference.interpolation
-from fast import deformable, dispatch, interpolation, interpolation_operator
+from fast import deformable, interpolation
+from fast.ops import dispatch
+from fast.ops import sampling as interpolation_operator
 from parity_tests.compare import GRADIENT, assert_parity
-from parity_tests.triton_kernels import DEVICE, cuda, run_without_interpreter
+from parity_tests.ops.triton_kernels import DEVICE, cuda, run_without_interpreter
 
 PATHS = ("triton", "gather")
 POWERS = 5  # upstreams that the power's gradient is judged on, and one more
@@ -228,7 +230,7 @@ def test_of_nothing_comes_nothing(batch, queries, path):
 
 
 def test_more_rows_than_a_kernel_numbers_are_refused():
-    from fast.triton import gather as kernels
+    from fast.ops.sampling import triton as kernels
 
     inputs, indices = tensors_for(SMALL[0], torch.float32)
     nearest = torch.zeros(1, 1, 1, 1, 1, dtype=torch.int64).expand(2, 2**29, 2, 4, 4)
@@ -293,7 +295,7 @@ def test_shepard_is_the_same_on_both_paths(half_power):
 
 
 def test_floor_of_the_kernels_is_that_of_the_definition():
-    from fast.triton import gather as kernels
+    from fast.ops.sampling import triton as kernels
 
     assert kernels.FLOOR.value == interpolation_operator.FLOOR == reference.interpolation.FLOOR
 
@@ -302,8 +304,8 @@ def test_kernels_compile_for_a_gpu():
     """The interpreter takes what the compiler refuses: compile for an H100."""
     code = """
 import triton.language as tl
-from fast.triton import gather as g
-from parity_tests.triton_kernels import compile_kernel
+from fast.ops.sampling import triton as g
+from parity_tests.ops.triton_kernels import compile_kernel
 tensors = dict.fromkeys(("positions", "offsets", "entries"), "*i64") | {"nearest": "*i32"}
 tensors |= dict.fromkeys(("places", "attention", "half_power", "weights", "partial"), "*fp32")
 tensors |= dict.fromkeys(("values", "out", "grad", "grad_values"), "*bf16")

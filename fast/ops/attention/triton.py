@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from .attention_kernels import forward_kernel, key_kernel, query_kernel
-from .plan import LARGEST, group_size, make_plan, plan_of
+from .triton_kernels import forward_kernel, key_kernel, query_kernel
+from .triton_plan import LARGEST, group_size, make_plan, plan_of
 
 __all__ = ["backward", "forward", "make_plan", "plan_of"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

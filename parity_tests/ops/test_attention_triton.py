@@ -16,8 +16,9 @@ from parity_tests.compare import GRADIENT, assert_layers, assert_parity
 from parity_tests.gradients import flat
 
 pytest.importorskip("triton")
-import fast.triton as kernels
-from fast.triton import attention, plan
+from fast.ops import support as kernels
+from fast.ops.attention import triton as attention
+from fast.ops.attention import triton_plan as plan
 
 GPU = torch.cuda.is_available()
 WHERE = "cuda" if GPU else "cpu"
@@ -249,7 +250,7 @@ def test_why_the_kernels_cannot_run(monkeypatch):
 COMPILE = """
 import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
-from fast.triton import attention_kernels
+from fast.ops.attention import triton_kernels as attention_kernels
 for kernel, seen in (("forward_kernel", 0), ("query_kernel", 6), ("key_kernel", 6)):
     kernel = getattr(attention_kernels, kernel)
     sizes = dict(M=8, R=seen, ROWS=16, HEIGHT=16, WIDTH=32, D=20, CHANNELS=32, WIDE=tl.float32)
@@ -268,7 +269,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     """To machine code, with tensor cores and without atomics: the interpreter takes more Python than the compiler."""
     env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-W", "error", "-c", COMPILE]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["True", "False", "True"] * 3

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 import fast
-import fast.cuda
 from benchmarks.models import captured
-from fast import dispatch
 from fast.attention import attention_by_clusters
 from fast.neighborhoods import stage_geometry
+from fast.ops import dispatch
+from fast.ops.nearest import cuda_support
 from parity_tests.cases import case_named
 from parity_tests.heads import SMALL_HEAD
-from parity_tests.triton_kernels import DEVICE, GPU, cuda
+from parity_tests.ops.triton_kernels import DEVICE, GPU, cuda
 from parity_tests.weights import fill
 
 CASE = case_named("last_cluster_of_one")
@@ -140,7 +140,7 @@ def test_a_training_step_replays_as_a_cuda_graph(dtype):
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     pytest.importorskip("cupy", reason="capturing needs the neighbours' CUDA kernels, which never wait")
-    fast.cuda.warm()
+    cuda_support.warm()
     pictures = images().cuda()
     torch.testing.assert_close(trained(6, True), trained(6, False))
 

@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import torch
 
-from . import dispatch
-from .indexing import gather_rows
-from .position import position_terms
+from ...position import position_terms
+from .. import dispatch
+from ..indexing import gather_rows
 
 PAIRS_AT_ONCE = 1 << 16
 FEATURES = 6  # dx, dy, distance, sine, cosine, mask
@@ -39,7 +39,7 @@ def attention_plan(positions, members, nearest, dtype=torch.float32, path=None):
     if path is None and dispatch.path("attention", positions.device) == "gather":
         return ()
     if (path or dispatch.path("attention", positions.device)) == "triton":
-        from .triton.plan import make_plan
+        from .triton_plan import make_plan
 
         return tuple(make_plan(positions, members, nearest)[: PLAN_SIZES["triton"]])
     return cluster_plan(positions, members, nearest, dtype)

@@ -85,15 +85,15 @@ def why_not(operator, path_name, device):
     if path_name == "cuda":
         if device.type != "cuda":
             return f"needs a CUDA device, not {device.type}"
-        from . import cuda
+        from .nearest import cuda_support
 
-        return cuda.unavailable()
+        return cuda_support.unavailable()
     if path_name == "triton":
         if device.type != "cuda" and forced(operator) != "triton":
             return f"needs a CUDA device, not {device.type}"
-        from . import triton
+        from . import support
 
-        return triton.unavailable(device)
+        return support.unavailable(device)
     return None
 
 

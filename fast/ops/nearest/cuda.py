@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..grid_prior import METRICS
-from . import kernels
+from . import cuda_launch as kernels
 
 PER_BUCKET = 2  # points, on average
 MOST_NEAREST = 32  # beyond, a thread's list of the best no longer fits its registers
+METRICS = ("l2", "l1")
 LARGEST_SPAN = 2**30  # so that squared distances (L1 too) fit int64
 
 

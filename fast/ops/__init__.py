@@ -1,0 +1,1 @@
+"""Operators of ``fast``: each in a folder of its own, with all of its forms."""

@@ -1,0 +1,1 @@
+"""Exact nearest neighbours among points of a plane."""
