@@ -3,12 +3,9 @@
 import torch
 from torch import nn
 
-from .merging import MID_CHANNELS, merge_neighborhoods, weight_network
+from . import ops
+from .merging import MID_CHANNELS, weight_network
 from .neighborhoods import nearest_tokens
-from .ops import dispatch
-from .ops import merging as merging_operator
-from .ops.indexing import gather_rows
-from .position import relative_position
 
 NEAREST = 9
 
@@ -28,12 +25,7 @@ class PointConv(nn.Module):
     def forward(self, positions, features, canvas):
         """positions (B, n, 2) int64 on the canvas (h, w), features (B, n, C) -> (B, n, C')."""
         nearest = nearest_tokens(positions, positions, NEAREST, canvas)
-        if dispatch.path("merging", features.device) == "gather":
-            relative = relative_position(positions[:, :, None] - gather_rows(positions, nearest), features.dtype)
-            scores = torch.ones_like(features[..., 0])
-            mixed = merge_neighborhoods(features, scores, nearest, self.weight_net(relative))
-        else:
-            itself = torch.arange(nearest.shape[1], device=nearest.device).expand(len(nearest), -1)
-            matrix = merging_operator.parameter_matrix(self.weight_net)
-            mixed = torch.ops.aff.merge(features, None, positions, itself, nearest, matrix, -1)
+        itself = torch.arange(nearest.shape[1], device=nearest.device).expand(len(nearest), -1)
+        parameters = ops.parameter_matrix(self.weight_net)
+        mixed = ops.merge(features, None, positions, itself, nearest, parameters, -1)
         return self.linear(self.norm(mixed))

@@ -94,7 +94,7 @@ def test_result_does_not_depend_on_how_many_pairs_are_held_at_once(monkeypatch):
     case = case_named("shuffled")
     positions = torch.from_numpy(case.positions())
     whole = fast.grid_prior.local_stride(positions)
-    monkeypatch.setattr(fast.ops.nearest.grid, "PAIRS_AT_ONCE", 7000)
+    monkeypatch.setattr(fast.ops.nearest.plain, "PAIRS_AT_ONCE", 7000)
     assert torch.equal(fast.grid_prior.local_stride(positions), whole)
 
 

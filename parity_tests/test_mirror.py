@@ -22,7 +22,7 @@ MODULES = {
     "attention.attention": ("Attention.forward", {"weights", "heads"}),
     "attention.attention_block": ("AttentionBlock.forward", {"weights", "heads"}),
     "merging.merging": ("Merging.forward", {"weights"}),
-    "merging.slot_weights": ("Merging.slot_weights", {"weights", "valid"}),  # empty slots are masked by forward
+    "merging.slot_weights": ("slot_weights", {"weights"}),  # which are the matrix `parameters`
     "patch_embedding.patch_embedding": ("PatchEmbedding.forward", {"weights"}),
     "selection.importance": ("Importance.forward", {"weights"}),
     "backbone.forward": ("AutoFocusFormer.forward", {"config", "weights"}),
@@ -43,13 +43,13 @@ MODULES = {
 }
 REFERENCE_ONLY = {"neighborhoods.scaled_distances"}  # a step of the brute-force search
 FAST_ONLY = {  # unchecked forms, how to gather, how to begin, and what the reference writes in place
-    *("cluster_order", "choose", "attention_by_clusters", "weight_network", "projection"),
+    *("cluster_order", "choose", "weight_network", "projection"),
     *("init_matrices", "level_codes", "output", "important_points", "position_terms"),
 }
 RENAMED = {"image": "images"}  # the backbone of fast takes a batch
 EXTRA = {  # what fast may take beside
     *("dtype", "device", "return_stages", "pre_logits", "checkpointing", "geometry"),
-    *("images", "canvas", "tables", "seat", "at", "pixel_mask"),
+    *("images", "canvas", "tables", "seat", "at", "pixel_mask", "parameters", "grid_size", "weight_sum"),
 }
 SHARED_VALUES = {
     "curves": ["CURVES"],

@@ -143,7 +143,7 @@ def test_nearest_tokens_agree(case, nearest, device):
 def test_result_does_not_depend_on_how_many_pairs_are_held_at_once(monkeypatch):
     case = case_named("last_cluster_of_one")
     whole = case.fast_geometry()
-    monkeypatch.setattr(fast.ops.nearest.grid, "PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr(fast.ops.nearest.plain, "PAIRS_AT_ONCE", 50)
     assert torch.equal(case.fast_geometry().neighbors, whole.neighbors)
 
 

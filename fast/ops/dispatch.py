@@ -1,9 +1,10 @@
 """Which path each operator takes on a device, and why. ``python -m fast.doctor`` prints it.
 
-Every operator has several paths that compute the same. The first usable one is taken; a kernel that fails is given up
-for the rest of the process, with one warning, and the next path is taken. A path can be forced, for tests, benchmarks
-and when in doubt: ``AFF_PATHS=attention=gather,merging=gather`` in the environment, or ``with force(attention=...)``.
-A forced path that cannot be taken is an error.
+Every operator has several paths that compute the same. The choice is made once for each device: the first path whose
+requirements are there (``support``) and that runs a tiny case right is taken. A kernel that fails later fails loudly;
+its error names the switch to set. A path can be forced, for tests, benchmarks and when in doubt:
+``AFF_PATHS=attention=plain,merging=plain`` in the environment, or ``with force(attention=...)``. A forced path that
+cannot be taken is an error.
 """
 
 import contextlib
@@ -12,24 +13,39 @@ import warnings
 
 import torch
 
+from . import support
+
 VARIABLE = "AFF_PATHS"
 PATHS = {  # operator: paths, best first; the last one works everywhere
-    "neighbors": ("cuda", "grid", "brute"),
-    "attention": ("triton", "clusters", "gather"),
-    "merging": ("triton", "gather"),
-    "interpolation": ("triton", "gather"),
+    "nearest": ("cuda", "grid", "plain"),
+    "attention": ("triton", "clusters", "plain"),
+    "merging": ("triton", "plain"),
+    "sampling": ("triton", "plain"),
 }
 MEANING = {
     "cuda": "CUDA kernels launched through CuPy",
-    "grid": "PyTorch, searching a grid of buckets",
-    "brute": "PyTorch, comparing all pairs",
     "triton": "fused Triton kernels",
+    "cpu": "compiled C++ kernels",
+    "grid": "PyTorch, searching a grid of buckets",
     "clusters": "PyTorch, dense products inside each cluster",
-    "gather": "PyTorch, gathering token by token",
+    "plain": "PyTorch, the definition",
 }
-KERNELS = ("cuda", "triton")  # what may fail on one machine and work on another
-_failed = {}  # (operator, path): what went wrong, in one line
-_missing = set()  # (operator, path) that a GPU could take if something were installed, once it has been said
+KERNELS = ("cuda", "triton", "cpu")  # what may fail on one machine and work on another: tried on a tiny case
+TOLERANCE = 1e-3  # of the largest value, between a path's result of the tiny case and the plain one's
+
+_trials = {}  # operator: function (path, device) -> list of tensors, the tiny case
+_chosen = {}  # (operator, device): path
+_failed = {}  # (operator, path, device): why the tiny case did not pass
+
+
+def trial(operator):
+    """Register a function as the tiny case of an operator: (path, device) -> list of tensors, by that path."""
+
+    def register(function):
+        _trials[operator] = function
+        return function
+
+    return register
 
 
 def _parse(text):
@@ -52,7 +68,7 @@ _forced = _parse(os.environ.get(VARIABLE, ""))
 
 @contextlib.contextmanager
 def force(**paths):
-    """Take these paths inside the ``with`` block: ``force(attention="gather")``.
+    """Take these paths inside the ``with`` block: ``force(attention="plain")``.
 
     Raises
     ------
@@ -80,21 +96,9 @@ def why_not(operator, path_name, device):
     The Triton interpreter counts as usable only where the path is forced: it is for tests.
     """
     device = torch.device(device)
-    if (operator, path_name) in _failed:
-        return _failed[operator, path_name]
-    if path_name == "cuda":
-        if device.type != "cuda":
-            return f"needs a CUDA device, not {device.type}"
-        from .nearest import cuda_support
-
-        return cuda_support.unavailable()
-    if path_name == "triton":
-        if device.type != "cuda" and forced(operator) != "triton":
-            return f"needs a CUDA device, not {device.type}"
-        from . import support
-
-        return support.unavailable(device)
-    return None
+    interpreter = forced(operator) == "triton"
+    reason = support.unavailable(path_name, device, interpreter) if path_name in KERNELS else None
+    return reason or _failed.get((operator, path_name, str(device)))
 
 
 @torch.compiler.assume_constant_result
@@ -117,51 +121,67 @@ def path(operator, device):
         if reason:
             raise RuntimeError(f"{operator}: the forced path {_forced[operator]} cannot be taken: {reason}")
         return _forced[operator]
+    key = (operator, str(device))
+    if key not in _chosen:
+        _chosen[key] = _choose(operator, torch.device(device))
+    return _chosen[key]
+
+
+def _choose(operator, device):
+    """The first path that can be taken; on a GPU, say once if it is not the fastest."""
     for name in PATHS[operator]:
-        reason = why_not(operator, name, device)
-        if reason is None:
-            return name
-        _missed(operator, name, reason, device)
+        if why_not(operator, name, device) is None and _passes(operator, name, device):
+            break
+    fastest = PATHS[operator][0]
+    if device.type == "cuda" and name != fastest:
+        warnings.warn(
+            f"{operator}: no path {fastest}: {why_not(operator, fastest, device)}; using {name}", stacklevel=5
+        )
+    return name
 
 
-def _missed(operator, path_name, reason, device):
-    """On a GPU, say once that a faster path cannot be taken."""
-    if torch.device(device).type != "cuda" or (operator, path_name) in {*_missing, *_failed}:
-        return
-    _missing.add((operator, path_name))
-    index = PATHS[operator].index(path_name) + 1
-    warnings.warn(f"{operator}: no path {path_name}: {reason}; using {PATHS[operator][index]}", stacklevel=4)
+def _passes(operator, path_name, device):
+    """Whether a path computes the tiny case as plain PyTorch does; if not, the reason is kept for ``why_not``."""
+    if path_name not in KERNELS:
+        return True
+    reason = None
+    try:
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            found, expected = (_trials[operator](name, device) for name in (path_name, PATHS[operator][-1]))
+        if not all(map(_close, found, expected)):
+            reason = "computes a tiny case wrong"
+    except Exception as error:  # whatever a compiler or driver raises
+        reason = f"fails on a tiny case: {type(error).__name__}: {support.first_line(error)}"
+    if reason:
+        _failed[operator, path_name, str(device)] = reason
+    return reason is None
 
 
-def run(operator, device, implementations):
-    """Call the implementation of the path that is taken; if a kernel fails, warn once and take the next path.
+def _close(found, expected):
+    if not found.is_floating_point():
+        return torch.equal(found, expected)
+    return bool((found - expected).abs().amax() <= TOLERANCE * expected.abs().amax())
 
-    Without autocast: an operator sums in float32 or wider whatever its inputs are.
 
-    Parameters
-    ----------
-    operator : str
-    device : torch.device
-    implementations : dict of str: callable
-        One for each path, without arguments.
+def run(operator, path_name, function, *arguments):
+    """Call a kernel, without autocast: it sums in float32 or wider whatever its inputs are.
+
+    Raises
+    ------
+    ValueError, TypeError, torch.OutOfMemoryError
+        The kernel's own: wrong input, or too much of it.
+    RuntimeError
+        Any other error of the kernel; the message names the switch that avoids it.
     """
-    while True:
-        name = path(operator, device)
-        try:
-            with torch.autocast(torch.device(device).type, enabled=False):
-                return implementations[name]()
-        except (ValueError, TypeError, torch.OutOfMemoryError):  # wrong input, or too much of it, on any path
-            raise
-        except Exception as error:
-            if name not in KERNELS or name == forced(operator):
-                raise
-            fall_back(operator, name, error)
-
-
-def fall_back(operator, path_name, error):
-    """Give up a path for the rest of the process, and say so once."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = f"failed: {type(error).__name__}: {lines[0] if lines else 'no message'}"
-    _failed[operator, path_name] = reason
-    index = PATHS[operator].index(path_name) + 1
-    warnings.warn(f"{operator}: path {path_name} {reason}; using {PATHS[operator][index]}", stacklevel=3)
+    device = next(x.device for x in arguments if isinstance(x, torch.Tensor))
+    try:
+        with torch.autocast(device.type, enabled=False):
+            return function(*arguments)
+    except (ValueError, TypeError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        slower = next(n for n in reversed(PATHS[operator]) if n not in KERNELS)
+        raise RuntimeError(
+            f"{operator}: path {path_name} failed: {type(error).__name__}: {support.first_line(error)}; "
+            f"set {VARIABLE}={operator}={slower} to go without it"
+        ) from error

@@ -51,4 +51,4 @@ def token_slices(neighbors, channels):
     n, slots = neighbors.shape[1:]
     elements = 1 << 20 if neighbors.device.type == "cpu" else 1 << 28
     rows = max(1, elements // max(1, slots * channels))
-    return [slice(start, start + rows) for start in range(0, n, rows)]
+    return [slice(start, start + rows) for start in range(0, max(1, n), rows)]

@@ -16,7 +16,7 @@ from parity_tests.compare import GRADIENT, assert_layers, assert_parity
 from parity_tests.gradients import flat
 
 pytest.importorskip("triton")
-from fast.ops import support as kernels
+from fast.ops import support
 from fast.ops.attention import triton as attention
 from fast.ops.attention import triton_plan as plan
 
@@ -237,14 +237,14 @@ def test_more_than_indices_hold_is_refused():
 
 
 def test_why_the_kernels_cannot_run(monkeypatch):
-    assert kernels.unavailable(WHERE) is None
-    assert "meta" in kernels.unavailable("meta")
-    monkeypatch.setattr(kernels, "interpreted", lambda: False)
-    assert kernels.unavailable("cpu").startswith("needs a CUDA device, not cpu")
+    assert support.triton_unavailable(WHERE) is None
+    assert "meta" in support.triton_unavailable("meta")
+    monkeypatch.setattr(support, "interpreted", lambda: False)
+    assert support.triton_unavailable("cpu").startswith("needs a CUDA device, not cpu")
     if not GPU:
-        assert "CUDA" in kernels.unavailable("cuda")
-    monkeypatch.setattr(kernels, "_no_triton", lambda: "Triton is not installed (pip install triton)")
-    assert "pip install triton" in kernels.unavailable("cuda")
+        assert "CUDA" in support.triton_unavailable("cuda")
+    monkeypatch.setattr(support, "_no_triton", lambda: "Triton is not installed (pip install triton)")
+    assert "pip install triton" in support.triton_unavailable("cuda")
 
 
 COMPILE = """

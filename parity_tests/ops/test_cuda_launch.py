@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from fast.ops import support
+from fast.ops.nearest import cuda
 from fast.ops.nearest import cuda_launch as kernels
-from fast.ops.nearest import cuda_support
 from parity_tests.test_mirror import ROOT, run_python
 
 SOURCES = sorted(path.stem for path in (ROOT / "fast" / "ops" / "nearest").glob("*.cu"))
@@ -44,7 +45,7 @@ def unavailable(monkeypatch, cuda="13.2", gpu=True):
     """Ask on a torch of that CUDA version, with or without a GPU."""
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    return cuda_support.unavailable.__wrapped__()
+    return support.cuda_unavailable.__wrapped__()
 
 
 def test_unavailable_says_what_is_wrong_with_torch(monkeypatch):
@@ -61,7 +62,7 @@ def test_unavailable_passes_on_what_torch_warns_of(monkeypatch):
 
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     monkeypatch.setattr(torch.cuda, "is_available", old_driver)
-    assert "(The NVIDIA driver on your system is too old); check" in cuda_support.unavailable.__wrapped__()
+    assert "(The NVIDIA driver on your system is too old); check" in support.cuda_unavailable.__wrapped__()
 
 
 def test_unavailable_says_what_is_wrong_with_cupy(monkeypatch):
@@ -77,7 +78,7 @@ def test_unavailable_says_what_is_wrong_with_cupy(monkeypatch):
 
 
 def test_everything_imports_without_cupy():
-    code = "import fast.ops.nearest.cuda; from fast.ops.nearest import cuda_support as s; print(type(s.unavailable()))"
+    code = "import fast.ops.nearest.cuda; from fast.ops import support as s; print(type(s.cuda_unavailable()))"
     assert run_python(code, ["cupy"], ROOT) in ("<class 'str'>\n", "<class 'NoneType'>\n")
 
 
@@ -141,12 +142,12 @@ def test_first_use_during_graph_capture_is_refused_and_warm_prevents_it(monkeypa
     cupy, _ = pretended_gpu(monkeypatch, stream=0)
     cupy.RawModule = Recorder
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match=r"run once before, or call fast.ops.nearest.cuda_support.warm\(\)"):
-        cuda_support.warm("cpu", nearest=(4,))
+    with pytest.raises(RuntimeError, match=r"run once before, or call fast.ops.nearest.cuda.warm\(\)"):
+        cuda.warm("cpu", nearest=(4,))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    cuda_support.warm("cpu", nearest=(4, 6))
+    cuda.warm("cpu", nearest=(4, 6))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    cuda_support.warm("cpu", nearest=(6, 4))
+    cuda.warm("cpu", nearest=(6, 4))
     found = {(source, kernel) for source, kernel, _, _ in kernels._functions}
     assert {name for _, name in found} == {"nearest_whole", "nearest_real", "local_stride"}
 

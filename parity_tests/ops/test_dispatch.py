@@ -7,48 +7,66 @@ import pytest
 import torch
 
 from fast import create_model, doctor
-from fast.ops import dispatch
-from fast.ops.nearest import cuda_support as cuda
+from fast.ops import dispatch, native, support
 
 CPU = torch.device("cpu")
+COMPILED = native.unavailable() is None
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setattr(dispatch, "_failed", {})
-    monkeypatch.setattr(dispatch, "_missing", set())
+    monkeypatch.setattr(dispatch, "_chosen", {})
+
+
+@pytest.fixture
+def gpu_like(monkeypatch):
+    """Let every kernel seem to be there."""
+    monkeypatch.setattr(support, "unavailable", lambda kind, device, interpreter=False: None)
 
 
 def test_a_cpu_takes_the_best_path_that_it_can():
     taken = {operator: dispatch.path(operator, CPU) for operator in dispatch.PATHS}
-    assert taken == {"neighbors": "grid", "attention": "clusters", "merging": "gather", "interpolation": "gather"}
+    without = {"nearest": "grid", "attention": "clusters", "merging": "plain", "sampling": "plain"}
+    compiled = {operator: "cpu" for operator, paths in dispatch.PATHS.items() if "cpu" in paths and COMPILED}
+    assert taken == without | compiled
+
+
+def test_without_a_compiler_pytorch_is_taken(monkeypatch):
+    monkeypatch.setattr(native, "unavailable", lambda: "no C++ compiler: apt install g++, or pip install ziglang")
+    taken = {operator: dispatch.path(operator, CPU) for operator in dispatch.PATHS}
+    assert taken == {"nearest": "grid", "attention": "clusters", "merging": "plain", "sampling": "plain"}
+    assert dispatch.why_not("attention", "cpu", CPU) == "no C++ compiler: apt install g++, or pip install ziglang"
 
 
 def test_force_holds_inside_the_block_alone_and_nests():
-    with dispatch.force(attention="gather"):
-        with dispatch.force(attention="clusters", neighbors="brute"):
-            assert (dispatch.path("attention", CPU), dispatch.path("neighbors", CPU)) == ("clusters", "brute")
-        assert dispatch.path("attention", CPU) == "gather"
-    assert dispatch.path("attention", CPU) == "clusters"
+    before = dispatch.path("attention", CPU)
+    with dispatch.force(attention="plain"):
+        with dispatch.force(attention="clusters", nearest="plain"):
+            assert (dispatch.path("attention", CPU), dispatch.path("nearest", CPU)) == ("clusters", "plain")
+        assert dispatch.path("attention", CPU) == "plain"
+    assert dispatch.path("attention", CPU) == before != "plain"
 
 
 def test_unknown_operators_and_paths_are_named():
-    with pytest.raises(ValueError, match="no operator 'atention'; there are neighbors, attention"):
-        dispatch.force(atention="gather").__enter__()
-    with pytest.raises(ValueError, match="merging has no path 'clusters', only triton, gather"):
+    with pytest.raises(ValueError, match="no operator 'atention'; there are nearest, attention"):
+        dispatch.force(atention="plain").__enter__()
+    with pytest.raises(
+        ValueError, match=f"merging has no path 'clusters', only {', '.join(dispatch.PATHS['merging'])}"
+    ):
         dispatch.force(merging="clusters").__enter__()
 
 
 def test_a_forced_path_that_cannot_be_taken_is_an_error():
     with (
-        dispatch.force(neighbors="cuda"),
+        dispatch.force(nearest="cuda"),
         pytest.raises(RuntimeError, match="forced path cuda cannot be taken: needs a"),
     ):
-        dispatch.path("neighbors", CPU)
+        dispatch.path("nearest", CPU)
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"), [("attention=gather", "gather"), ("attention=none", "ValueError: AFF_PATHS: attention has no")]
+    ("setting", "said"), [("attention=plain", "plain"), ("attention=none", "ValueError: AFF_PATHS: attention has no")]
 )
 def test_the_environment_forces_paths(setting, said):
     code = "from fast.ops import dispatch; print(dispatch.path('attention', 'cpu'))"
@@ -57,55 +75,65 @@ def test_the_environment_forces_paths(setting, said):
     assert said in (run.stdout + run.stderr)
 
 
-def broken():
+def broken(*_):
     raise RuntimeError("ptxas: unsupported\nsecond line")
 
 
-def test_a_failing_kernel_falls_back_once_with_one_warning(monkeypatch):
-    monkeypatch.setattr(dispatch, "why_not", lambda *where: dispatch._failed.get(where[:2]))
-    ways = {"triton": broken, "clusters": lambda: "by clusters"}
-    with pytest.warns(
-        UserWarning, match="path triton failed: RuntimeError: ptxas: unsupported; using clusters"
-    ) as seen:
-        assert [dispatch.run("attention", CPU, ways) for _ in range(2)] == ["by clusters"] * 2
-    assert len(seen) == 1
-    assert dispatch.why_not("attention", "triton", CPU) == "failed: RuntimeError: ptxas: unsupported"
+def trial_that(monkeypatch, triton):
+    """Replace attention's tiny case: by Triton it does as ``triton``, by others it gives ones; count the calls."""
+    calls = []
+
+    def tiny(path, device):
+        calls.append(path)
+        return triton() if path == "triton" else [torch.ones(3)]
+
+    monkeypatch.setitem(dispatch._trials, "attention", tiny)
+    return calls
 
 
-def test_an_error_in_plain_pytorch_is_no_reason_to_fall_back():
-    with pytest.raises(RuntimeError, match="ptxas"):
-        dispatch.run("attention", CPU, {"clusters": broken, "gather": lambda: "plain"})
+def test_a_kernel_that_fails_on_the_tiny_case_is_not_taken_and_the_reason_is_kept(monkeypatch, gpu_like):
+    calls = trial_that(monkeypatch, broken)
+    assert [dispatch.path("attention", CPU) for _ in range(3)] == [dispatch.PATHS["attention"][1]] * 3
+    assert calls.count("triton") == 1  # decided once
+    said = dispatch.why_not("attention", "triton", CPU)
+    assert said == "fails on a tiny case: RuntimeError: ptxas: unsupported"
 
 
-def test_a_gpu_without_cupy_is_told_once_what_is_missing(monkeypatch):
-    monkeypatch.setattr(cuda, "unavailable", lambda: "CuPy is not installed")
-    with pytest.warns(UserWarning, match="neighbors: no path cuda: CuPy is not installed; using grid") as seen:
-        assert [dispatch.path("neighbors", "cuda") for _ in range(2)] == ["grid", "grid"]
-    assert len(seen) == 1
+@pytest.mark.parametrize("wrong", [1.01, float("nan")])
+def test_a_kernel_that_computes_the_tiny_case_wrong_is_not_taken(wrong, monkeypatch, gpu_like):
+    trial_that(monkeypatch, lambda: [torch.tensor([1.0, 1.0, wrong])])
+    assert dispatch.path("attention", CPU) == dispatch.PATHS["attention"][1]
+    assert dispatch.why_not("attention", "triton", CPU) == "computes a tiny case wrong"
+
+
+def test_a_kernel_that_fails_later_fails_loudly_with_the_switch_to_set():
+    message = "attention: path triton failed: RuntimeError: ptxas: unsupported; set AFF_PATHS=attention=plain"
+    with pytest.raises(RuntimeError, match=message):
+        dispatch.run("attention", "triton", broken, torch.ones(1))
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, torch.OutOfMemoryError])
-def test_wrong_input_is_no_reason_to_fall_back(error):
-    def refuse():
+def test_wrong_input_is_the_caller_s_own_error(error):
+    def refuse(*_):
         raise error("too many")
 
-    with pytest.raises(error, match="too many"):
-        dispatch.run("attention", CPU, {"clusters": refuse, "gather": lambda: "plain"})
-    assert dispatch.path("attention", CPU) == "clusters"
+    with pytest.raises(error, match="^too many$"):
+        dispatch.run("attention", "clusters", refuse, torch.ones(1))
 
 
-def test_a_forced_kernel_that_fails_does_not_fall_back(monkeypatch):
-    monkeypatch.setattr(dispatch, "why_not", lambda *where: None)
-    with dispatch.force(attention="triton"), pytest.raises(RuntimeError, match="ptxas"):
-        dispatch.run("attention", CPU, {"triton": broken, "clusters": lambda: "by clusters"})
+def test_a_gpu_without_cupy_is_told_once_what_is_missing(monkeypatch):
+    monkeypatch.setattr(support, "cuda_unavailable", lambda: "CuPy is not installed")
+    with pytest.warns(UserWarning, match="nearest: no path cuda: CuPy is not installed; using grid") as caught:
+        assert [dispatch.path("nearest", "cuda") for _ in range(2)] == ["grid", "grid"]
+    assert len(caught) == 1
 
 
 def test_the_doctor_names_every_operator_its_path_and_why_not_the_others(capsys):
     assert doctor.main(["--device", "cpu"]) == 0
     told = capsys.readouterr().out
-    assert "attention: clusters (PyTorch, dense products inside each cluster)" in told
+    assert f"attention: {dispatch.path('attention', CPU)} (" in told
     assert "    not triton: needs a CUDA device, not cpu" in told
-    assert "    not brute: a better one is there" in told
+    assert "    not plain: a better one is there" in told
 
 
 def test_the_doctor_checks_the_paths_against_each_other(capsys, monkeypatch):
@@ -123,7 +151,11 @@ def test_the_doctor_refuses_a_device_that_is_not_there(capsys):
 def test_all_paths_of_the_model_agree():
     torch.manual_seed(0)
     model, images = create_model("aff_nano", num_classes=10).double().eval(), torch.randn(2, 3, 64, 96).double()
-    expected = model(images)
-    for paths in ({"attention": "gather"}, {"neighbors": "brute"}, {"attention": "gather", "neighbors": "brute"}):
-        with dispatch.force(**paths):
-            torch.testing.assert_close(model(images), expected, rtol=1e-10, atol=1e-10)
+    plainest = {operator: paths[-1] for operator, paths in dispatch.PATHS.items()}
+    with dispatch.force(**plainest):
+        expected = model(images)
+    for operator, paths in dispatch.PATHS.items():
+        for path in paths[:-1]:
+            if dispatch.why_not(operator, path, CPU) is None:
+                with dispatch.force(**plainest | {operator: path}):
+                    torch.testing.assert_close(model(images), expected, rtol=1e-10, atol=1e-10)

@@ -8,16 +8,16 @@ import torch
 
 import reference.merging
 import reference.position
-from fast import merging
+from fast import merging, ops
 from fast.ops import dispatch
-from fast.ops import merging as merging_operator
 from parity_tests import plain
 from parity_tests.cases import DTYPES
 from parity_tests.compare import GRADIENT, assert_layers, assert_parity
 from parity_tests.gradients import flat
 from parity_tests.ops.triton_kernels import DEVICE, cuda, run_without_interpreter
 
-PATHS = ("triton", "gather")
+PATHS = dispatch.PATHS["merging"]
+KERNELS = PATHS[:-1]
 LETTERS = ("0.weight", "0.bias", "1.weight", "1.bias")
 
 
@@ -76,7 +76,7 @@ def tensors_for(sizes, dtype, device=DEVICE):
 def run(inputs, indices, sign):
     """The operator, from separate parameters."""
     columns = [inputs[LETTERS[0]].T, *(inputs[name][None] for name in LETTERS[1:])]
-    return torch.ops.aff.merge(inputs["features"], inputs.get("scores"), *indices, torch.cat(columns), sign)
+    return ops.merge(inputs["features"], inputs.get("scores"), *indices, torch.cat(columns), sign)
 
 
 def gradients(inputs, indices, sign, upstream):
@@ -190,23 +190,23 @@ def test_more_centres_or_slots_than_a_kernel_numbers_are_refused():
     few, matrix = (inputs["features"], inputs["scores"], positions), torch.zeros(8, 4)
     kept = torch.zeros(1, 1, dtype=torch.int64).expand(2, 2**30)
     with pytest.raises(ValueError, match="2147483648 centres .*smaller batch"):
-        kernels.forward(*few, kept, kept[..., None], matrix)
+        kernels.forward(*few, kept, kept[..., None], matrix, 1)
     kept, neighbors = kept[:, : 2**20], kept[:, : 2**20, None].expand(-1, -1, 2**11)
     with pytest.raises(ValueError, match="2147483648 slots .*smaller batch or image"):
-        kernels.backward(torch.zeros(1), *few, kept, neighbors, matrix)
+        kernels.backward(torch.zeros(1), *few, kept, neighbors, matrix, 1)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", KERNELS)
 @pytest.mark.parametrize("sizes", [SMALL[0], SMALL[6]], ids=str)
 def test_opcheck(sizes, path):
     inputs, indices = tensors_for(sizes, torch.float32)
     features, scores = inputs["features"].requires_grad_(), inputs.get("scores")
     matrix = torch.randn(8, 4, device=DEVICE, requires_grad=True)
     with dispatch.force(merging=path):
-        torch.library.opcheck(torch.ops.aff.merge.default, (features, scores, *indices, matrix, sizes.sign))
+        torch.library.opcheck(torch.ops.aff.merge.default, (features, scores, *indices, matrix, sizes.sign, path))
         grad = run(inputs, indices, sizes.sign).detach()
-        whole = (grad, features.detach(), scores, *indices, matrix.detach(), sizes.sign)
+        whole = (grad, features.detach(), scores, *indices, matrix.detach(), sizes.sign, path)
         torch.library.opcheck(torch.ops.aff.merge_backward.default, whole)
 
 
@@ -215,7 +215,7 @@ def test_parameter_matrix_holds_the_whole_network():
     with torch.no_grad():
         for p in net.parameters():
             p.normal_()
-    matrix, e = merging_operator.parameter_matrix(net), torch.randn(6, 5, dtype=torch.float64)
+    matrix, e = ops.parameter_matrix(net), torch.randn(6, 5, dtype=torch.float64)
     normal = torch.nn.functional.layer_norm(e @ matrix[:5] + matrix[5], (4,))
     torch.testing.assert_close(torch.nn.functional.gelu(normal * matrix[6] + matrix[7]), net(e))
 

@@ -13,8 +13,9 @@ import fast.grid_prior
 import fast.neighborhoods
 import reference.neighborhoods
 from fast.ops import dispatch
-from fast.ops.nearest import grid as buckets
-from fast.ops.nearest.grid import nearest_by_buckets, nearest_items, nearest_of_all
+from fast.ops.nearest import grid, plain
+from fast.ops.nearest.grid import nearest_by_buckets, nearest_items
+from fast.ops.nearest.plain import nearest_of_all
 from parity_tests.cases import CASES, case_named
 from parity_tests.compare import assert_equal
 from parity_tests.test_neighborhoods import clusters_of
@@ -141,7 +142,7 @@ def test_nothing_asked_nothing_found(search, batch, q):
 def test_slices_do_not_matter(pairs, monkeypatch):
     items = uneven(canvas=(30, 40), corner=12, others=30)
     whole = nearest_by_buckets(items, items, 5)
-    monkeypatch.setattr(buckets, "PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(plain, "PAIRS_AT_ONCE", pairs)
     for search in (nearest_by_buckets, nearest_of_all):
         assert all(torch.equal(a, b) for a, b in zip(search(items, items, 5), whole, strict=True))
 
@@ -152,21 +153,22 @@ def test_forced_paths_agree(name):
     positions = torch.from_numpy(case.positions())
     order, _ = fast.clustering.cluster_order(positions, 8, case.canvas)
     results = []
-    for path in ("grid", "brute"):
-        with dispatch.force(neighbors=path), mock.patch.object(buckets, "FEW_PAIRS", 0):
+    for path in [path for path in dispatch.PATHS["nearest"] if dispatch.why_not("nearest", path, "cpu") is None]:
+        with dispatch.force(nearest=path), mock.patch.object(grid, "FEW_PAIRS", 0):
             clusters = fast.neighborhoods.nearest_clusters(
                 positions, *fast.clustering.cluster_sums(positions, order, 8), 6
             )
             tokens = [fast.neighborhoods.nearest_tokens(positions, positions, 9, c) for c in (None, case.canvas)]
             results.append([clusters, *tokens, *(fast.grid_prior.local_stride(positions, m) for m in ("l2", "l1"))])
-    assert torch.equal(results[0][1], results[0][2])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert len(results) >= 2 and torch.equal(results[0][1], results[0][2])
+    for found in results[:-1]:
+        assert all(torch.equal(a, b) for a, b in zip(found, results[-1], strict=True))
 
 
 def test_few_are_compared_with_all_and_many_are_not():
-    for grid, few in ((cells(10, 10), True), (cells(40, 40), False)):
-        with mock.patch.object(buckets, "nearest_of_all", side_effect=nearest_of_all) as brute:
-            nearest_items(grid[None], grid[None], 2)
+    for items, few in ((cells(10, 10), True), (cells(40, 40), False)):
+        with mock.patch.object(grid, "nearest_of_all", side_effect=nearest_of_all) as brute:
+            nearest_items(items[None], items[None], 2)
         assert brute.called == few
 
 
@@ -174,10 +176,10 @@ def test_operators_pass_torchs_own_checks():
     positions = torch.from_numpy(case_named("batch_of_3").positions())
     order, _ = fast.clustering.cluster_order(positions, 8, (16, 16))
     sums, counts = fast.clustering.cluster_sums(positions, order, 8)
-    torch.library.opcheck(fast.neighborhoods._nearest_clusters, (positions, sums, counts, 3))
+    torch.library.opcheck(torch.ops.aff.nearest_clusters.default, (positions, sums, counts, 3))
     for queries, width in ((positions, None), (positions[:, ::2] / 2, 16)):
-        torch.library.opcheck(fast.neighborhoods._nearest_tokens, (queries, positions, 4, width))
-    torch.library.opcheck(fast.grid_prior._local_stride, (positions, "l2"))
+        torch.library.opcheck(torch.ops.aff.nearest_tokens.default, (queries, positions, 4, width))
+    torch.library.opcheck(torch.ops.aff.local_stride.default, (positions, "l2"))
 
 
 @pytest.mark.parametrize("nearest", [2, 6])
@@ -186,7 +188,7 @@ def test_cost_grows_with_the_number_of_items(nearest):
     each = []
     for canvas in ((64, 64), (128, 256)):
         tokens = uneven(canvas=canvas, corner=canvas[0] // 4, others=canvas[0] * canvas[1] // 8)
-        with mock.patch.object(buckets, "_squared", side_effect=buckets._squared) as squared:
+        with mock.patch.object(grid, "squared_distances", side_effect=plain.squared_distances) as squared:
             nearest_by_buckets(tokens, tokens, nearest)
         each.append(sum(len(call.args[0]) for call in squared.call_args_list) / tokens.shape[1])
     assert each[1] <= 1.5 * each[0] and each[1] < 60

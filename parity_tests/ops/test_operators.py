@@ -5,10 +5,9 @@ import torch
 
 import fast
 from benchmarks.models import captured
-from fast.attention import attention_by_clusters
 from fast.neighborhoods import stage_geometry
-from fast.ops import dispatch
-from fast.ops.nearest import cuda_support
+from fast.ops import dispatch, neighborhood_attention
+from fast.ops.nearest import cuda as nearest_cuda
 from parity_tests.cases import case_named
 from parity_tests.heads import SMALL_HEAD
 from parity_tests.ops.triton_kernels import DEVICE, GPU, cuda
@@ -20,10 +19,10 @@ SMALL_BACKBONE = {name: value for name, value in SMALL.items() if name != "num_c
 
 
 def attention_inputs(dtype=torch.float64, case=CASE, heads=2):
-    """Query, key_value, blank, weight and bias of a case, by default one that ends in a short cluster; its geometry."""
+    """Query, kv, blank, weight and bias of a case, by default one that ends in a short cluster; its geometry."""
     geometry = case.fast_geometry(torch.float64).renumbered()
     tokens, d = geometry.positions.shape[1], 3
-    shapes = {"query": (tokens, heads, d), "key_value": (tokens, heads, 2, d)}
+    shapes = {"query": (tokens, heads, d), "kv": (tokens, heads, 2, d)}
     values = {name: case.normal(name, *shape, dtype=dtype) for name, shape in shapes.items()}
     small = {"blank": (heads, 2, d), "weight": (heads, 5), "bias": (heads,)}
     values |= {name: case.normal(name, *shape, dtype=dtype)[0] for name, shape in small.items()}
@@ -41,32 +40,37 @@ def images(batch=2, height=64, width=96):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own doing
-def test_attention_is_a_sound_operator():
-    inputs, g = attention_inputs()
-    torch.library.opcheck(torch.ops.aff.attention, (*inputs, g.positions, g.members, g.nearest, list(g.plan)))
+@pytest.mark.parametrize("path", [path for path in dispatch.PATHS["attention"] if path != "plain"])
+def test_attention_is_a_sound_operator(path):
+    with dispatch.force(attention=path):
+        inputs, g = attention_inputs()
+    torch.library.opcheck(torch.ops.aff.attention, (*inputs, g.members, g.plan.path, list(g.plan.tensors)))
 
 
+@pytest.mark.parametrize("path", dispatch.PATHS["attention"])
 @pytest.mark.parametrize("neighborhood", [24, 10_000], ids=["local", "global"])
-def test_geometry_is_a_sound_operator(neighborhood):
+def test_geometry_is_a_sound_operator(neighborhood, path):
     positions = torch.from_numpy(CASE.positions())
-    arguments = (positions, CASE.cluster_size, neighborhood, *CASE.canvas, "scanline", torch.float32)
+    arguments = (positions, CASE.cluster_size, neighborhood, *CASE.canvas, "scanline", torch.float32, path)
     torch.library.opcheck(torch.ops.aff.stage_geometry, arguments)
     torch.library.opcheck(torch.ops.aff.local_stride, (positions, "l2"))
 
 
-@pytest.mark.parametrize("case", ["last_cluster_of_one", "n_below_neighbourhood"])
+@pytest.mark.parametrize("case", ["one_token", "last_cluster_of_one", "n_below_neighbourhood"])
 @pytest.mark.parametrize("heads", [1, 2])
-def test_attention_passes_gradcheck(heads, case):
+@pytest.mark.parametrize("path", [path for path in dispatch.PATHS["attention"] if path != "triton"])
+def test_attention_passes_gradcheck(path, heads, case):
     """Also with a batch, clusters or heads of one, where a permuted tensor may share the memory that it came from."""
-    inputs, geometry = attention_inputs(case=case_named(case), heads=heads)
-    assert torch.autograd.gradcheck(lambda *x: attention_by_clusters(*x, geometry), inputs, fast_mode=True)
+    with dispatch.force(attention=path):
+        inputs, geometry = attention_inputs(case=case_named(case), heads=heads)
+    assert torch.autograd.gradcheck(lambda *x: neighborhood_attention(*x, geometry), inputs, fast_mode=True)
 
 
 def test_autocast_does_not_reach_into_an_operator():
     def run():
         inputs, geometry = attention_inputs()
         inputs = [x.detach().to(dtype).requires_grad_() for x, dtype in zip(inputs, dtypes, strict=True)]
-        out = attention_by_clusters(*inputs, geometry)
+        out = neighborhood_attention(*inputs, geometry)
         return [out, *torch.autograd.grad(out.square().sum(), inputs)]
 
     dtypes = [torch.bfloat16] * 3 + [torch.float32] * 2
@@ -87,7 +91,8 @@ def test_the_whole_model_compiles_to_one_graph_at_two_sizes():
 
 
 PATHS = {
-    "clusters": {"attention": "clusters", "neighbors": "grid", "merging": "gather", "interpolation": "gather"},
+    "best": {},
+    "clusters": {"attention": "clusters", "nearest": "grid", "merging": "plain", "sampling": "plain"},
     "plain": {operator: paths[-1] for operator, paths in dispatch.PATHS.items()},
     "triton": {operator: "triton" for operator, paths in dispatch.PATHS.items() if "triton" in paths},
 }
@@ -140,7 +145,7 @@ def test_a_training_step_replays_as_a_cuda_graph(dtype):
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     pytest.importorskip("cupy", reason="capturing needs the neighbours' CUDA kernels, which never wait")
-    cuda_support.warm()
+    nearest_cuda.warm()
     pictures = images().cuda()
     torch.testing.assert_close(trained(6, True), trained(6, False))
 
@@ -155,11 +160,11 @@ def test_checkpointing_changes_no_gradient():
 
 def test_strided_inputs_give_what_contiguous_ones_give():
     inputs, geometry = attention_inputs()
-    plain = attention_by_clusters(*inputs, geometry)
+    plain = neighborhood_attention(*inputs, geometry)
     upstream = torch.randn(plain.shape, dtype=plain.dtype, generator=torch.Generator().manual_seed(2))
     strided = [torch.stack([x.detach(), x.detach()], dim=-1)[..., 0].requires_grad_() for x in inputs]
     strided[0] = inputs[0].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
-    found = attention_by_clusters(*strided, geometry)
+    found = neighborhood_attention(*strided, geometry)
     assert not strided[0].is_contiguous() and torch.equal(found, plain)
     torch.testing.assert_close(*(torch.autograd.grad(y, x, upstream) for y, x in ((found, strided), (plain, inputs))))
 

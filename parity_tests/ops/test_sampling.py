@@ -1,4 +1,4 @@
-"""The operator that reads places, and its kernels: numbers and every gradient on each path, odd shapes, same bits."""
+"""Sampling at locations between tokens: numbers and every gradient on each path, odd shapes, the same bits again."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import reference.interpolation
-from fast import deformable, interpolation
+from fast import deformable, interpolation, ops
 from fast.ops import dispatch
-from fast.ops import sampling as interpolation_operator
 from parity_tests.compare import GRADIENT, assert_parity
 from parity_tests.ops.triton_kernels import DEVICE, cuda, run_without_interpreter
 
-PATHS = ("triton", "gather")
+PATHS = dispatch.PATHS["sampling"]
+KERNELS = PATHS[:-1]
 POWERS = 5  # upstreams that the power's gradient is judged on, and one more
 
 
@@ -30,7 +30,7 @@ class Sizes:
     k: int = 4
     batch: int = 1
     attention: bool = True
-    integer: bool = False  # places on cells
+    integer: bool = False  # locations on cells
     shared: bool = False  # one set of positions for all images
     missing: bool = False  # some slots name no token
 
@@ -54,21 +54,21 @@ LARGE = [
 
 
 def tensors_for(sizes, dtype, low=None, device=DEVICE):
-    """Floating inputs by name (values in ``low``, if given), places if they are integers, positions and nearest."""
+    """Floating inputs by name (values in ``low``, if given), locations if they are integers, positions and nearest."""
     rng = np.random.default_rng(sizes.n + sizes.channels)
     b, q, h, p, n = sizes.batch, sizes.queries, sizes.heads, sizes.points, sizes.n
     side = int(np.ceil((3 * n) ** 0.5))
     cells = np.stack([rng.permutation(side * side)[:n] for _ in range(1 if sizes.shared else b)])
     positions = np.stack([cells % side, cells // side], axis=-1)
-    places = rng.uniform(-3, side + 3, (b, q, h, p, 2))
+    locations = rng.uniform(-3, side + 3, (b, q, h, p, 2))
     nearest = rng.integers(0, n, (b, q, h, p, sizes.k)) if n > 99 else rng.random((b, q, h, p, n)).argsort(axis=-1)
     nearest = nearest[..., : sizes.k]
     if sizes.missing:
         nearest[rng.random(nearest.shape) < 0.3] = -1
         nearest[..., 0] = 2
-    places[:, ::3, 0, 0] = positions[0, nearest[0, 0, 0, 0, 0]]  # on a token, where its images share positions
+    locations[:, ::3, 0, 0] = positions[0, nearest[0, 0, 0, 0, 0]]  # on a token, where its images share positions
     floating = {
-        "places": places,
+        "locations": locations,
         "attention": rng.standard_normal((b, q, h, p)),
         "values": rng.standard_normal((b, n, h, sizes.channels)),
         "half_power": np.array([2.7]),
@@ -77,7 +77,7 @@ def tensors_for(sizes, dtype, low=None, device=DEVICE):
     floating["values"] = floating["values"].to(low or dtype)
     indices = {"positions": torch.from_numpy(positions).to(device), "nearest": torch.from_numpy(nearest).to(device)}
     if sizes.integer:
-        indices["places"] = floating.pop("places").round().long()
+        indices["locations"] = floating.pop("locations").round().long()
     if not sizes.attention:
         floating.pop("attention")
     return floating, indices
@@ -85,8 +85,8 @@ def tensors_for(sizes, dtype, low=None, device=DEVICE):
 
 def run(inputs, indices):
     x = inputs | indices
-    order = (x["places"], x.get("attention"), x["positions"], x["values"], x["nearest"], x["half_power"])
-    return torch.ops.aff.read_places(*order)
+    order = (x["locations"], x.get("attention"), x["positions"], x["values"], x["nearest"], x["half_power"])
+    return ops.sample(*order)
 
 
 def plain(inputs, indices):
@@ -95,7 +95,7 @@ def plain(inputs, indices):
     near, missing = x["nearest"].clamp(min=0), x["nearest"] < 0
     image, head = torch.arange(len(near))[:, None, None, None, None], torch.arange(near.shape[2])[:, None, None]
     positions = x["positions"].expand(len(near), -1, -1)[image, near]
-    squared = ((positions - x["places"][..., None, :].to(wide)) ** 2).sum(dim=-1)
+    squared = ((positions - x["locations"][..., None, :].to(wide)) ** 2).sum(dim=-1)
     u = (1 / (squared ** x["half_power"] + interpolation.FLOOR)).masked_fill(missing, 0)
     w = u / u.sum(dim=-1, keepdim=True)
     if "attention" in x:
@@ -120,7 +120,7 @@ def judge(sizes, dtype, path, low=None):
     """Compare result and gradients of one path; values and result in ``low``, if given."""
     inputs, indices = tensors_for(sizes, dtype, low)
     upstream = torch.randn(sizes.batch, sizes.queries, sizes.heads, sizes.channels).to(low or dtype)
-    with dispatch.force(interpolation=path):
+    with dispatch.force(sampling=path):
         got = gradients(run, inputs, indices, upstream.to(DEVICE))
     inputs, indices = ({name: x.cpu() for name, x in y.items()} for y in (inputs, indices))
     wide = {name: x.double() for name, x in inputs.items()}
@@ -130,7 +130,7 @@ def judge(sizes, dtype, path, low=None):
         if dtype == torch.float64:  # its own rounding counts: no oracle
             torch.testing.assert_close(got[name].cpu(), oracle, rtol=0, atol=1e-11 * oracle.abs().max().item())
         else:
-            row = f"read_places operator, {path}{'' if name == 'out' else ' gradient'}: {name}"
+            row = f"sample operator, {path}{'' if name == 'out' else ' gradient'}: {name}"
             factor = 2 if name == "out" else GRADIENT
             assert_parity(got[name], oracle, baseline[name], got[name].dtype, factor, name=row)
 
@@ -146,7 +146,7 @@ def test_result_and_every_gradient_agree(sizes, dtype, path):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("sizes", [SMALL[0], SMALL[5]], ids=str)
-def test_values_of_low_precision_are_read_at_float32_places(sizes, low, path):
+def test_values_of_low_precision_are_read_at_float32_locations(sizes, low, path):
     torch.manual_seed(0)
     judge(sizes, torch.float32, path, low)
 
@@ -162,9 +162,9 @@ def test_result_and_every_gradient_agree_at_full_size(sizes, low):
 @pytest.mark.parametrize("path", PATHS)
 def test_agrees_with_the_reference(path):
     inputs, indices = tensors_for(SMALL[4], torch.float64)
-    with dispatch.force(interpolation=path):
+    with dispatch.force(sampling=path):
         got = run(inputs, indices)[0, :, 0].cpu()
-    columns = inputs["places"][0, :, 0, 0], indices["positions"][0], inputs["values"][0, :, 0]
+    columns = inputs["locations"][0, :, 0, 0], indices["positions"][0], inputs["values"][0, :, 0]
     columns = (x.cpu().numpy() for x in (*columns, indices["nearest"][0, :, 0, 0]))
     oracle = reference.interpolation.shepard(*columns, inputs["half_power"].item())
     np.testing.assert_allclose(got.numpy(), oracle, rtol=1e-12)
@@ -177,12 +177,12 @@ def test_on_a_token_the_gradients_are_finite(half_power, path):
     inputs, indices = tensors_for(SMALL[0], torch.float32)
     tokens = indices["nearest"][..., 0].flatten(1)
     image = torch.arange(2, device=DEVICE)[:, None]
-    inputs["places"] = indices["positions"][image, tokens].view(inputs["places"].shape).float()
+    inputs["locations"] = indices["positions"][image, tokens].view(inputs["locations"].shape).float()
     inputs["half_power"] = torch.tensor([half_power], device=DEVICE)
-    with dispatch.force(interpolation=path):
+    with dispatch.force(sampling=path):
         got = gradients(run, inputs, indices, torch.ones(2, 5, 2, 8, device=DEVICE))
     assert all(g.isfinite().all() for g in got.values())
-    assert got["places"].abs().max() < 1e-6
+    assert got["locations"].abs().max() < 1e-6
     head = torch.arange(2, device=DEVICE)[:, None]
     own = inputs["values"][image[..., None, None], indices["nearest"][..., 0], head]
     torch.testing.assert_close(got["out"], (inputs["attention"][..., None] * own).sum(dim=3), rtol=1e-5, atol=1e-5)
@@ -191,9 +191,9 @@ def test_on_a_token_the_gradients_are_finite(half_power, path):
 def test_a_power_that_float32_cannot_hold_still_picks_the_nearest():
     """(1000^2)^8 overflows; the nearest of the four tokens is read all the same, with finite gradients."""
     inputs, indices = tensors_for(SMALL[0], torch.float32)
-    inputs |= {"half_power": torch.tensor([8.0], device=DEVICE), "places": inputs["places"] + 1000}
+    inputs |= {"half_power": torch.tensor([8.0], device=DEVICE), "locations": inputs["locations"] + 1000}
     upstream = torch.randn(2, 5, 2, 8, device=DEVICE)
-    with dispatch.force(interpolation="triton"):
+    with dispatch.force(sampling="triton"):
         got = gradients(run, inputs, indices, upstream)
     double = {name: x.double().cpu() for name, x in inputs.items()}
     exact = gradients(plain, double, {name: x.cpu() for name, x in indices.items()}, upstream.cpu())
@@ -210,7 +210,7 @@ def test_the_same_bits_again_whatever_the_strides_and_index_type(path):
     turned_indices = {name: x.mT.contiguous().mT for name, x in indices.items()}
     assert not any(x.is_contiguous() for x in (*turned.values(), *turned_indices.values()))
     turned_indices["nearest"] = turned_indices["nearest"].int()
-    with dispatch.force(interpolation=path):
+    with dispatch.force(sampling=path):
         first = gradients(run, inputs, indices, upstream)
         second = gradients(run, inputs | turned, turned_indices, upstream.mT.contiguous().mT)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -221,9 +221,9 @@ def test_the_same_bits_again_whatever_the_strides_and_index_type(path):
 def test_of_nothing_comes_nothing(batch, queries, path):
     inputs, indices = tensors_for(SMALL[0], torch.float32)
     cut = {name: x if name == "half_power" else x[:batch] for name, x in inputs.items()}
-    cut |= {name: cut[name][:, :queries] for name in ("places", "attention")}
+    cut |= {name: cut[name][:, :queries] for name in ("locations", "attention")}
     indices = {"positions": indices["positions"][:batch], "nearest": indices["nearest"][:batch, :queries]}
-    with dispatch.force(interpolation=path):
+    with dispatch.force(sampling=path):
         got = gradients(run, cut, indices, torch.ones(batch, queries, 2, 8, device=DEVICE))
     assert got["out"].shape == (batch, queries, 2, 8)
     assert all(not g.any() for g in got.values())
@@ -234,7 +234,7 @@ def test_more_rows_than_a_kernel_numbers_are_refused():
 
     inputs, indices = tensors_for(SMALL[0], torch.float32)
     nearest = torch.zeros(1, 1, 1, 1, 1, dtype=torch.int64).expand(2, 2**29, 2, 4, 4)
-    rest = inputs["places"], None, indices["positions"], inputs["values"], nearest, inputs["half_power"]
+    rest = inputs["locations"], None, indices["positions"], inputs["values"], nearest, inputs["half_power"]
     with pytest.raises(ValueError, match="2147483648 queries times heads .*smaller batch or image"):
         kernels.forward(*rest)
     rest = *rest[:4], nearest[:, : 2**26], rest[5]
@@ -243,17 +243,17 @@ def test_more_rows_than_a_kernel_numbers_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", KERNELS)
 @pytest.mark.parametrize("sizes", [SMALL[3], SMALL[5]], ids=str)
 def test_opcheck(sizes, path):
     inputs, indices = tensors_for(sizes, torch.float32)
-    with dispatch.force(interpolation=path):
+    with dispatch.force(sampling=path):
         grad = run(inputs, indices)
         x = {name: v.requires_grad_() for name, v in inputs.items()} | indices
-        order = [x.get(name) for name in ("places", "attention", "positions", "values", "nearest", "half_power")]
-        torch.library.opcheck(torch.ops.aff.read_places.default, order)
+        order = [x.get(name) for name in ("locations", "attention", "positions", "values", "nearest", "half_power")]
+        torch.library.opcheck(torch.ops.aff.sample.default, [*order, path])
         order = [v if v is None else v.detach() for v in (grad, *order)]
-        torch.library.opcheck(torch.ops.aff.read_places_backward.default, order)
+        torch.library.opcheck(torch.ops.aff.sample_backward.default, [*order, path])
 
 
 @pytest.mark.parametrize("lookup", deformable.LOOKUPS)
@@ -270,18 +270,19 @@ def test_deformable_attention_is_the_same_on_both_paths(lookup):
     tables = [deformable.lookup_table(p, (4, 3)) for p in positions.split(sizes, dim=1)]
     results = []
     for path in PATHS:
-        with dispatch.force(interpolation=path):
+        with dispatch.force(sampling=path):
             out = module(query, positions, source, sizes, (4, 3), tables)
         results.append((out, *torch.autograd.grad(out.sin().sum(), (query, source, *module.parameters()))))
-    for fused, gathered in zip(*results, strict=True):
-        torch.testing.assert_close(fused, gathered, rtol=1e-9, atol=1e-11)
+    for found in results[:-1]:
+        for fused, gathered in zip(found, results[-1], strict=True):
+            torch.testing.assert_close(fused, gathered, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("half_power", [3.0, torch.tensor([1.5])], ids=["fixed", "learnt"])
 def test_shepard_is_the_same_on_both_paths(half_power):
     inputs, indices = tensors_for(SMALL[5], torch.float32)
     columns = (
-        indices["places"][:, :, 0, 0],
+        indices["locations"][:, :, 0, 0],
         indices["positions"],
         inputs["values"][:, :, 0],
         indices["nearest"][:, :, 0, 0],
@@ -289,15 +290,16 @@ def test_shepard_is_the_same_on_both_paths(half_power):
     half_power = half_power.to(DEVICE) if torch.is_tensor(half_power) else half_power
     results = []
     for path in PATHS:
-        with dispatch.force(interpolation=path):
+        with dispatch.force(sampling=path):
             results.append(interpolation.shepard(*columns, half_power))
-    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    for found in results[:-1]:
+        torch.testing.assert_close(found, results[-1], rtol=1e-5, atol=1e-5)
 
 
 def test_floor_of_the_kernels_is_that_of_the_definition():
     from fast.ops.sampling import triton as kernels
 
-    assert kernels.FLOOR.value == interpolation_operator.FLOOR == reference.interpolation.FLOOR
+    assert kernels.FLOOR.value == interpolation.FLOOR == reference.interpolation.FLOOR
 
 
 def test_kernels_compile_for_a_gpu():

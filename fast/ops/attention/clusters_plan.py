@@ -1,66 +1,45 @@
-"""What each path of attention wants to know of a stage's clusters, worked out once a stage (paper sec. 3.1.2, 3.2)."""
+"""What attention by dense products wants to know of a stage's clusters (paper sec. 3.1.2, 3.2)."""
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ...position import position_terms
-from .. import dispatch
 from ..indexing import gather_rows
 
 PAIRS_AT_ONCE = 1 << 16
 FEATURES = 6  # dx, dy, distance, sine, cosine, mask
 GROUPS, LEAST = 5, 16  # of clusters whose unions are about as wide; clusters in a group, unless they run out
-# Tensors of each path's plan, by which plans are told apart; the operator has no plain form.
-PLAN_SIZES = {"triton": 6, "clusters": 2 + GROUPS, "gather": 2 + GROUPS}
-assert PLAN_SIZES["triton"] != PLAN_SIZES["clusters"], "a plan could be taken for another path's: choose other GROUPS"
 
 
-def attention_plan(positions, members, nearest, dtype=torch.float32, path=None):
-    """Work out the plan of a path of attention, by default of the one that is taken on this device.
+class Plan(NamedTuple):
+    """What clusters see: sorted by how many they see, cut into groups, each padded to the widest of its own."""
 
-    Parameters
-    ----------
-    positions : (B, n, 2) int64 tensor
-    members : (B, k, m) int64 tensor
-        Token indices of each cluster, -1 in empty places.
-    nearest : (B, n, R) int64 tensor
-        Clusters that each token sees.
-    dtype : torch.dtype
-        Of relative positions.
-    path : str, optional
-
-    Returns
-    -------
-    tuple of tensors
-        Those of ``cluster_plan`` for "clusters", of ``triton.plan.Plan`` for "triton"; none for "gather", unless it is
-        asked for by name.
-    """
-    if path is None and dispatch.path("attention", positions.device) == "gather":
-        return ()
-    if (path or dispatch.path("attention", positions.device)) == "triton":
-        from .triton_plan import make_plan
-
-        return tuple(make_plan(positions, members, nearest)[: PLAN_SIZES["triton"]])
-    return cluster_plan(positions, members, nearest, dtype)
+    which: Tensor  # (G,) int64, G = B k: the clusters, those that see most first; group after group
+    union: Tensor  # (G, U) int64: clusters that any token of each of `which` sees, ascending, filled up with any
+    features: tuple  # `GROUPS` tensors (6, g, m, S): each token of the union seen from each token of the cluster
 
 
-def fake_plan(positions, members, nearest, dtype):
-    """Tensors like those of ``attention_plan``, without values, for torch.compile; a union's size is not known then."""
-    if dispatch.path("attention", positions.device) != "clusters":
-        return attention_plan(positions, members, nearest, dtype)
+def plan_of(tensors):
+    """Put a Plan together again from the list of its tensors."""
+    which, union, *features = tensors
+    return Plan(which, union, tuple(features))
+
+
+def fake_plan(positions, members, dtype):
+    """Tensors like those of ``make_plan``, without values, for torch.compile; a union's size is not known then."""
     (batch, k, m), new_size = members.shape, torch.library.get_ctx().new_dynamic_size
     rows = [part.stop - part.start for part in _groups(batch * k)]
     widths = [0 if r == 0 else 1 if k == 1 else new_size() for r in rows]
     sizes = [(FEATURES, r, m, width * m) for r, width in zip(rows, widths, strict=True)]
     union = positions.new_empty(batch * k, widths[0] if batch else 1)
-    return positions.new_empty(batch * k), union, *(positions.new_empty(size, dtype=dtype) for size in sizes)
+    return [positions.new_empty(batch * k), union, *(positions.new_empty(size, dtype=dtype) for size in sizes)]
 
 
-def cluster_plan(positions, members, nearest, dtype=torch.float32):
-    """Work out what the clusters of a stage see; made once a stage, read by each of its blocks.
-
-    Clusters are sorted by how many they see, and cut into groups; each group is padded to the widest of its own.
+def make_plan(positions, members, nearest, dtype=torch.float32):
+    """Work out the tensors of a Plan; made once a stage, read by each of its blocks.
 
     Parameters
     ----------
@@ -71,15 +50,6 @@ def cluster_plan(positions, members, nearest, dtype=torch.float32):
         Clusters that each token sees.
     dtype : torch.dtype
         Of the features.
-
-    Returns
-    -------
-    which : (G,) int64 tensor
-        With G = B k: the clusters, those that see most first; group after group.
-    union : (G, U) int64 tensor
-        What each of ``which`` sees: the clusters that any of its tokens sees, ascending, and filled up with any.
-    features : (6, g, m, S) tensors, ``GROUPS`` of them
-        For each group, of each token of the union seen from each token of the cluster. S is m times the group's width.
     """
     batch, k, m = members.shape
     union, sees = cluster_unions(members, nearest)
@@ -94,7 +64,7 @@ def cluster_plan(positions, members, nearest, dtype=torch.float32):
     for part in groups:
         seen = slice(0, next(widest) if part.start < len(width) else 0)
         features.append(_features(located, which[part], union[part, seen], hidden[part, :, seen]))
-    return which, union, *features
+    return [which, union, *features]
 
 
 def _groups(clusters):

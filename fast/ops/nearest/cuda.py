@@ -13,7 +13,6 @@ from . import cuda_launch as kernels
 
 PER_BUCKET = 2  # points, on average
 MOST_NEAREST = 32  # beyond, a thread's list of the best no longer fits its registers
-METRICS = ("l2", "l1")
 LARGEST_SPAN = 2**30  # so that squared distances (L1 too) fit int64
 
 
@@ -71,7 +70,7 @@ def nearest_clusters(positions, sums, counts, nearest):
     return _nearest(positions * common_multiple, centers, nearest, raster=False)
 
 
-def nearest_tokens(queries, positions, nearest, canvas=None):
+def nearest_tokens(queries, positions, nearest):
     """Find the nearest tokens of each query point, as ``neighborhoods.nearest_tokens`` does.
 
     Parameters
@@ -81,8 +80,6 @@ def nearest_tokens(queries, positions, nearest, canvas=None):
     positions : (B, n, 2) int64 tensor
     nearest : int
         k; all n tokens if it is more than n.
-    canvas : (h, w), optional
-        Not needed here: the grid of buckets covers the tokens.
 
     Returns
     -------
@@ -152,12 +149,10 @@ def local_stride(positions, metric="l2"):
     Raises
     ------
     ValueError
-        Unknown metric; else as for ``nearest_clusters``.
+        As for ``nearest_clusters``.
     RuntimeError
         As for ``nearest_clusters``.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
     _check_pair("positions", positions, "positions", positions)
     batch, n = positions.shape[:2]
     if batch == 0 or n < 2:
@@ -168,3 +163,25 @@ def local_stride(positions, metric="l2"):
     sizes = (batch * n, n, (len(buckets.start) - 1) // batch, int(metric == "l1"))
     kernels.launch("neighbors", "local_stride", batch * n, (positions, *buckets, stride, *sizes))
     return stride
+
+
+def warm(device="cuda", nearest=(1, 4, 6, 9)):
+    """Run every kernel once on a few tokens, for none can be compiled while a CUDA graph is captured.
+
+    Parameters
+    ----------
+    device : torch.device
+    nearest : sequence of int
+        The numbers of nearest things that will be asked for; each is a kernel of its own.
+
+    Raises
+    ------
+    RuntimeError
+        A kernel that cannot be compiled.
+    """
+    positions = torch.arange(80, device=device).view(1, 40, 2)
+    for count in nearest:
+        nearest_tokens(positions, positions, count)
+        nearest_tokens(positions.double(), positions, count)
+        nearest_clusters(positions, positions, torch.ones_like(positions[0, :, 0]), count)
+    local_stride(positions)

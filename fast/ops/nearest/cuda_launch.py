@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cuda_support import first_line
+from ..support import first_line
 
 THREADS = 128  # a block
 MOST_THREADS = 2**31 - 1  # a launch
@@ -40,7 +40,7 @@ def compiled(source, kernel, constants, index):
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"kernel {kernel} is not compiled yet, and cannot be while a CUDA graph is captured: "
-                "run once before, or call fast.ops.nearest.cuda_support.warm()"
+                "run once before, or call fast.ops.nearest.cuda.warm()"
             )
         _functions[key] = _compile(*key)
     return _functions[key]

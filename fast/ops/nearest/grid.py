@@ -12,13 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import dispatch
+from .plain import LARGEST, check_range, fits, nearest_of_all, pairs_at_once, smallest, squared_distances, widened
 
-PAIRS_AT_ONCE = 1 << 18  # distances held at a time: bounds memory, and a CPU keeps them in its cache
-WIDER = 64  # times as many elsewhere, where a step costs the same for few as for many
 FEW_PAIRS = 1 << 19  # of queries and items: up to here, comparing all is cheaper than laying a grid
-MOST_ON_GPU = 32  # nearest items that the CUDA kernels keep
-LARGEST = 2**63 - 1
 SPARE = 1e-12  # added to squared distances in float64, relatively, so that rounding excludes nothing
 
 
@@ -38,14 +34,6 @@ class Buckets:
     def count(self):
         """n, the items of each image."""
         return len(self.number) // len(self.table)
-
-
-def search_on(device, nearest, on_gpu, by):
-    """Take the path of a device: ``on_gpu()``, or ``by(search)`` with ``nearest_items`` or ``nearest_of_all``."""
-    paths = {"cuda": on_gpu, "grid": lambda: by(nearest_items), "brute": lambda: by(nearest_of_all)}
-    if nearest > MOST_ON_GPU:
-        paths["cuda"] = paths["grid"]
-    return dispatch.run("neighbors", device, paths)
 
 
 def nearest_items(points, items, nearest, metric="l2"):
@@ -77,31 +65,11 @@ def nearest_items(points, items, nearest, metric="l2"):
     return nearest_by_buckets(points, items, nearest, metric)
 
 
-def nearest_of_all(points, items, nearest, metric="l2"):
-    """``nearest_items`` by comparing all pairs."""
-    (batch, q), n = points.shape[:2], items.shape[1]
-    real = points.is_floating_point()
-    number = items.new_empty(batch, q, min(nearest, n))
-    squared = torch.empty_like(number, dtype=torch.float64 if real else torch.int64)
-    if number.numel() == 0:
-        return number, squared
-    if not real:
-        _check_range(points, items, n, metric)
-    each = torch.arange(n, device=items.device)
-    rows = max(1, _pairs_at_once(items.device) // (batch * n))
-    for part in (slice(start, start + rows) for start in range(0, q, rows)):
-        distance = _squared(
-            *_wide(points[:, part, None]).unbind(-1), *items[:, None].unbind(-1), metric
-        )  # (B, rows, n)
-        number[:, part], squared[:, part] = _first(distance, each.expand_as(distance), number.shape[2], n)
-    return number, squared
-
-
 def nearest_by_buckets(points, items, nearest, metric="l2"):
     """``nearest_items`` through buckets."""
     (batch, q), n = points.shape[:2], items.shape[1]
     nearest = min(nearest, n)
-    points = _wide(points).flatten(0, 1).t().contiguous()  # (2, B q)
+    points = widened(points).flatten(0, 1).t().contiguous()  # (2, B q)
     if points.numel() * nearest == 0:
         return items.new_empty(batch, q, nearest), points.new_empty(batch, q, nearest)
     grid = _lay_out(items, per_bucket=max(1, nearest / 3))
@@ -153,8 +121,8 @@ def _first_block(grid, points, image, nearest, metric):
     edges = torch.stack([above, below, before, behind])
     if not points.is_floating_point():
         farthest = 6 * int(edges.abs().amax())  # no distance looked at is larger, nor in the disc that may follow
-        if not _fits(farthest**2, grid.count):
-            _check_range(points, grid.items, grid.count, metric)
+        if not fits(farthest**2, grid.count):
+            check_range(points, grid.items, grid.count, metric)
     ends = torch.stack([top <= 0, bottom >= rows - 1, left <= 0, right >= columns - 1])  # nothing lies beyond
     certain = edges.double().masked_fill_(ends, torch.inf).amin(dim=0)
     block = [top.clamp(min=0), bottom.clamp(max=rows - 1), left.clamp(min=0), right.clamp(max=columns - 1)]
@@ -216,11 +184,11 @@ def _search(grid, points, image, block, limit, nearest, metric):
     squared = points.new_empty(len(image), nearest)
     cost = torch.maximum(_count(grid, image, *block), block[1] - block[0] + 1)
     order = cost.argsort(descending=True, stable=True)  # alike together, for each slice is padded to its widest
-    most, start = _pairs_at_once(points.device), 0
+    most, start = pairs_at_once(points.device), 0
     while start < len(order):
         some = order[start : start + max(1, most // int(cost[order[start]]))]
         pairs = _candidates(grid, *(_pick(x, some) for x in (points, image, block, limit)), metric)
-        number[some], squared[some] = _first(*pairs, nearest, grid.count)
+        number[some], squared[some] = smallest(*pairs, nearest, grid.count)
         start += len(some)
     return number, squared
 
@@ -234,7 +202,7 @@ def _candidates(grid, points, image, block, limit, metric):
     owner = _pick(owner, run)  # one entry for each pair of point and item
     shift = torch.arange(len(held), device=held.device) * width - (held.cumsum(0) - held)
     slot = torch.arange(len(owner), device=held.device) + _pick(shift, owner)
-    distance = _squared(*_pick(points, owner), *_pick(grid.items, item), metric)
+    distance = squared_distances(*_pick(points, owner), *_pick(grid.items, item), metric)
     farthest = torch.inf if distance.is_floating_point() else LARGEST // grid.count - 1
     padded = distance.new_full((len(held) * width,), farthest).scatter_(0, slot, distance)
     index = item.new_full((len(held) * width,), grid.count).scatter_(0, slot, _pick(grid.number, item))
@@ -264,45 +232,6 @@ def _ranges(first, count):
     return owner, torch.arange(len(owner), device=count.device) + _pick(within, owner)
 
 
-def _pairs_at_once(device):
-    return PAIRS_AT_ONCE * (1 if device.type == "cpu" else WIDER)
-
-
 def _pick(x, index):
     """``x[..., index]``, several times as fast on a CPU."""
     return x.gather(-1, index.expand(*x.shape[:-1], -1))
-
-
-def _wide(points):
-    """Real numbers as float64; what is no number counts as 0, and beyond 1e100 all items are as far anyway."""
-    return points.double().nan_to_num(0).clamp(-1e100, 1e100) if points.is_floating_point() else points
-
-
-def _squared(x, y, item_x, item_y, metric):
-    """Squares of the distances, int64 or float64 as the points are."""
-    dx, dy = x - item_x, y - item_y
-    return dx.mul_(dx).add_(dy.mul_(dy)) if metric == "l2" else dx.abs_().add_(dy.abs_()).square_()
-
-
-def _first(distance, index, nearest, n):
-    """The ``nearest`` smallest of distances (..., T) by (distance, index): their indices and distances."""
-    if distance.is_floating_point():
-        index, order = index.sort(dim=-1)
-        squared, order = distance.gather(-1, order).sort(dim=-1, stable=True)
-        return index.gather(-1, order)[..., :nearest], squared[..., :nearest]
-    key = (distance * n + index).topk(nearest, dim=-1, largest=False).values  # one integer says it all
-    return key % n, key // n
-
-
-def _fits(squared, n):
-    """Whether one int64 can hold squared distances up to this and the number of one of n items."""
-    return squared * n + n <= LARGEST
-
-
-def _check_range(points, items, n, metric):
-    low, high = torch.stack([points.amin(), items.amin()]).amin(), torch.stack([points.amax(), items.amax()]).amax()
-    span = int(high) - int(low)
-    if not _fits((2 if metric == "l2" else 4) * span**2, n):
-        raise ValueError(
-            f"distances of {span} units among {n} items are too large for exact integers; use a smaller image"
-        )
