@@ -40,8 +40,8 @@ INLINE void add(T* to, const Vector<T>& v) {
 
 template <class T, int BYTES>
 INLINE T sum_lanes(const typename VectorOf<T, BYTES>::type& v) {
-    if constexpr (BYTES == 16) {
-        return sizeof(T) == 8 ? v[0] + v[1] : (v[0] + v[2]) + (v[1] + v[3 % (16 / sizeof(T))]);
+    if constexpr (BYTES == sizeof(T)) {
+        return v[0];
     } else {
         typename VectorOf<T, BYTES / 2>::type low, high;
         memcpy(&low, &v, sizeof low);

@@ -41,6 +41,23 @@ def forward(features, scores, positions, kept, neighbors, parameters, sign):
     return out.to(out_type)
 
 
+def backward(grad_out, features, scores, positions, kept, neighbors, parameters, sign):
+    """Gradients of ``forward``: its arguments after ``grad_out`` (B, K, 4 C), the gradient of its result.
+
+    Returns
+    -------
+    tuple of tensors
+        Gradients of features, scores (None without them) and parameters, each in its input's dtype.
+    """
+    tensors, sizes = _arguments(features, scores, positions, kept, neighbors, parameters, sign, grad_out.dtype)
+    wide = tensors[0].dtype
+    inputs = features, scores, parameters
+    grads = [None if x is None else torch.empty(x.shape, dtype=wide) for x in inputs]
+    grad_out = grad_out.to(wide).contiguous()
+    native.call(SOURCE, f"backward_{SUFFIX[wide]}", grad_out, *tensors, *grads, *sizes)
+    return tuple(None if x is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
+
+
 def _arguments(features, scores, positions, kept, neighbors, parameters, sign, out_type):
     """The kernels' inputs, contiguous and of one floating dtype, and the integers after them."""
     wide = torch.promote_types(out_type, torch.float32)

@@ -195,16 +195,156 @@ void forward(const Threads* threads, const Problem<T>& p, T* out_all) {
     });
 }
 
+// products[s] = grad . values[tokens[s]], 0 where there is no token, for the slots of a row; grad (d), products (k, size)
+template <class T>
+void project_row(const Block<T>& block, const T* values, const T* grad, int64_t s, T* products) {
+    const int64_t d = block.p.d, stride = block.p.heads * d;
+    for (const int64_t end = s + block.p.points; s < end; s++)
+        for (int64_t slot = s; slot < block.p.k * block.size; slot += block.size) {
+            Vector<T> sum = {};
+            T rest = 0;
+            if (block.tokens[slot] >= 0) {
+                const T* row = values + block.tokens[slot] * stride;
+                int64_t c = 0;
+                for (; c + LANES<T> <= d; c += LANES<T>) sum += load(row + c) * load(grad + c);
+                for (; c < d; c++) rest += row[c] * grad[c];
+            }
+            products[slot] = sum_lanes<T>(sum) + rest;
+        }
+}
+
+// From products (k, size) back through attention and Shepard's weights: writes the gradients of a block's places (x, y)
+// and attention, (size) each, and returns the half power's.
+template <class T>
+double differentiate(const Block<T>& block, T* products, T* of_x, T* of_y, T* of_attention) {
+    typedef Vector<T> V;
+    const int64_t size = block.size, k = block.p.k;
+    std::vector<T> of_power(size);
+    for (int64_t s = 0; s < size; s += LANES<T>) {
+        const V attention = load(block.attention + s), shift = load(products + s);
+        V total = {}, mean = {}, x = {}, y = {}, power = {};
+        for (int64_t j = s; j < k * size; j += size) {
+            const V w = load(block.weights + j), product = load(products + j);
+            total += w * product;
+            mean += w * (product - shift);  // the shift changes nothing but rounding: sum w = 1
+        }
+        store<T>(of_attention + s, total);
+        for (int64_t j = s; j < k * size; j += size) {
+            const V dx = load(block.away_x + j), dy = load(block.away_y + j), square = dx * dx + dy * dy;
+            const V centred = mean - (load(products + j) - shift);
+            const V slope = load(block.share + j) * load(block.weights + j) * attention * centred;  // by a ln d^2
+            const V each = slope * (2 * block.p.half_power) / (square == 0 ? splat<T>(1) : square);
+            x += each * dx, y += each * dy, power += slope * load(block.logarithm + j);
+        }
+        store<T>(of_x + s, x), store<T>(of_y + s, y), store<T>(of_power.data() + s, power);
+    }
+    double sum = 0;
+    for (int64_t s = 0; s < block.used; s++) sum += of_power[s];
+    return sum * LN_2;
+}
+
+// grad_values[token] += weight grad, VECTORS vectors of channels of one image and head, over all its queries in order;
+// grad (q, H, d) and grad_values (n, H, d) at the head and channels; weights and tokens (q, H, P k) at the head.
+template <class T, int VECTORS>
+INLINE void scatter(const T* grad, const T* weights, const int32_t* tokens, int64_t queries, int64_t slots,
+                    int64_t heads, int64_t stride, T* grad_values) {
+    for (int64_t q = 0; q < queries; q++, grad += stride, weights += heads * slots, tokens += heads * slots) {
+        Vector<T> g[VECTORS];
+        for (int v = 0; v < VECTORS; v++) g[v] = load(grad + v * LANES<T>);
+        for (int64_t s = 0; s < slots; s++) {
+            if (tokens[s] < 0) continue;
+            T* to = grad_values + tokens[s] * stride;
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) add<T>(to + v * LANES<T>, g[v] * weights[s]);
+        }
+    }
+}
+
+// Each task owns the values of one image and head, and a few of their channels: no two write to the same place.
+template <class T>
+void scatter_values(const Threads* threads, const Problem<T>& p, const T* grad, const T* weights,
+                    const int32_t* tokens, T* grad_values) {
+    constexpr int64_t CHANNELS = 128 / sizeof(T);
+    const int64_t pieces = (p.d + CHANNELS - 1) / CHANNELS, stride = p.heads * p.d, slots = p.points * p.k;
+    parallel_for(threads, p.batch * p.heads * pieces, 1, [&](int64_t task, int64_t) {
+        const int64_t image = task / pieces / p.heads, head = task / pieces % p.heads;
+        int64_t c = task % pieces * CHANNELS;
+        const int64_t end = std::min(p.d, c + CHANNELS);
+        const int64_t first = image * p.queries * p.heads + head;
+        const T* g = grad + first * p.d;
+        T* to = grad_values + (image * p.n * p.heads + head) * p.d;
+        for (int64_t t = 0; t < p.n; t++) std::fill(to + t * stride + c, to + t * stride + end, (T)0);
+        const T* w = weights + first * slots;
+        const int32_t* at = tokens + first * slots;
+        constexpr int VECTORS = CHANNELS / LANES<T>;
+        for (; c + CHANNELS <= end; c += CHANNELS)
+            scatter<T, VECTORS>(g + c, w, at, p.queries, slots, p.heads, stride, to + c);
+        for (; c + LANES<T> <= end; c += LANES<T>)
+            scatter<T, 1>(g + c, w, at, p.queries, slots, p.heads, stride, to + c);
+        if (c == end) return;
+        for (int64_t q = 0; q < p.queries; q++)
+            for (int64_t s = q * p.heads * slots; s < q * p.heads * slots + slots; s++)
+                if (at[s] >= 0)
+                    for (int64_t i = c; i < end; i++) to[at[s] * stride + i] += w[s] * g[q * stride + i];
+    });
+}
+
+// grad (B, q, H, d), grad_places (B, q, H, P, 2), grad_attention (B, q, H, P), grad_values (B, n, H, d), grad_power (1);
+// null where not wanted
+template <class T>
+void backward(const Threads* threads, const Problem<T>& p, const T* grad, T* grad_places, T* grad_attention,
+              T* grad_values, T* grad_power) {
+    const int64_t slots = p.points * p.k;
+    std::vector<T> weights(p.rows() * slots);       // (B, q, H, P, k), with attention
+    std::vector<int32_t> tokens(p.rows() * slots);  // (B, q, H, P, k)
+    std::vector<double> partial(p.blocks());
+    parallel_for(threads, p.blocks(), GRAIN, [&](int64_t begin, int64_t end) {
+        Block<T> block(p, true);
+        const int64_t size = block.size;
+        std::vector<T> products(p.k * size), of_x(size), of_y(size), of_attention(size);
+        for (int64_t number = begin; number < end; number++) {
+            block.take(number);
+            block.weigh(true);
+            for (int64_t j = 0; j < p.k; j++)
+                std::fill(products.data() + j * size + block.used, products.data() + (j + 1) * size, (T)0);
+            for (int64_t row = 0; row < block.count; row++)
+                project_row(block, p.values_of(block.first + row), grad + (block.first + row) * p.d, row * p.points,
+                            products.data());
+            partial[number] = differentiate(block, products.data(), of_x.data(), of_y.data(), of_attention.data());
+            const int64_t first = block.first * p.points;
+            for (int64_t s = 0; s < block.used; s++) {
+                if (grad_places) grad_places[2 * (first + s)] = of_x[s], grad_places[2 * (first + s) + 1] = of_y[s];
+                if (grad_attention) grad_attention[first + s] = of_attention[s];
+                for (int64_t j = 0; j < p.k; j++) {
+                    weights[(first + s) * p.k + j] = block.weights[j * size + s] * block.attention[s];
+                    tokens[(first + s) * p.k + j] = block.tokens[j * size + s];
+                }
+            }
+        }
+    });
+    double sum = 0;
+    for (double part : partial) sum += part;
+    grad_power[0] = (T)sum;
+    scatter_values(threads, p, grad, weights.data(), tokens.data(), grad_values);
+}
+
 }  // namespace
 
+#define INPUTS(T)                                                                                                      \
+    const T *places, const T *attention, const T *positions, const T *values, const int32_t *nearest, const int32_t *tables
+#define SIZES                                                                                                          \
+    double half_power, int64_t position_stride, int64_t batch, int64_t queries, int64_t heads, int64_t points,         \
+        int64_t k, int64_t n, int64_t d, int64_t levels, int64_t height, int64_t width
+#define PROBLEM(T)                                                                                                     \
+    {places, attention, positions, values, nearest, tables, (T)half_power, position_stride, batch, queries, heads,     \
+     points, k, n, d, levels, height, width}
 #define EXPORT(T, SUFFIX)                                                                                              \
-    extern "C" void forward_##SUFFIX(const Threads* threads, const T* places, const T* attention, const T* positions,  \
-                                     const T* values, const int32_t* nearest, const int32_t* tables, T* out,           \
-                                     double half_power, int64_t position_stride, int64_t batch, int64_t queries,       \
-                                     int64_t heads, int64_t points, int64_t k, int64_t n, int64_t d, int64_t levels,   \
-                                     int64_t height, int64_t width) {                                                  \
-        forward<T>(threads, {places, attention, positions, values, nearest, tables, (T)half_power, position_stride,    \
-                             batch, queries, heads, points, k, n, d, levels, height, width}, out);                     \
+    extern "C" void forward_##SUFFIX(const Threads* threads, INPUTS(T), T* out, SIZES) {                               \
+        forward<T>(threads, PROBLEM(T), out);                                                                          \
+    }                                                                                                                  \
+    extern "C" void backward_##SUFFIX(const Threads* threads, const T* grad, INPUTS(T), T* grad_places,                \
+                                      T* grad_attention, T* grad_values, T* grad_power, SIZES) {                       \
+        backward<T>(threads, PROBLEM(T), grad, grad_places, grad_attention, grad_values, grad_power);                  \
     }
 
 EXPORT(float, f32)

@@ -34,6 +34,18 @@ def forward(places, attention, positions, values, nearest, half_power):
     return _forward(places, attention, positions, values, nearest, None, half_power, (1, 0, 0))
 
 
+def backward(grad_out, places, attention, positions, values, nearest, half_power):
+    """Gradients of ``forward``: its arguments after ``grad_out`` (B, q, H, d), the gradient of its result.
+
+    Returns
+    -------
+    tuple of tensors
+        Gradients of places (None if they are integers), attention (None without it), values, half_power, each in its
+        input's dtype.
+    """
+    return _backward(grad_out, places, attention, positions, values, nearest, None, half_power, (1, 0, 0))
+
+
 def level_tables(tables, level_sizes):
     """Number the tokens of all levels one after the other: the tables that ``sample_levels`` reads.
 
@@ -84,12 +96,35 @@ def sample_levels(locations, attention, tables, positions, values, half_power, g
     return _forward(places, attention, positions, values, None, tables, half_power, (len(tables), *grid_size))
 
 
+def sample_levels_backward(grad_out, locations, attention, tables, positions, values, half_power, grid_size):
+    """Gradients of ``sample_levels``: its arguments after ``grad_out`` (B, q, H, d), the gradient of its result.
+
+    Returns
+    -------
+    tuple of tensors
+        Gradients of locations, attention, values, half_power, each in its input's dtype.
+    """
+    inputs = locations.flatten(3, 4), attention.flatten(3, 4), positions, values, None, tables
+    grads = _backward(grad_out, *inputs, half_power, (len(tables), *grid_size))
+    return grads[0].view(locations.shape), grads[1].view(attention.shape), *grads[2:]
+
+
 def _forward(places, attention, positions, values, nearest, tables, half_power, levels):
     arguments = _arguments(places, attention, positions, values, nearest, tables, half_power, levels)
     wide, d = arguments[3], values.shape[3]
     out = wide.new_empty(*places.shape[:3], d)
     native.call(SOURCE, f"forward_{SUFFIX[wide.dtype]}", *arguments[:6], out, *arguments[6:])
     return out.to(values.dtype)
+
+
+def _backward(grad_out, places, attention, positions, values, nearest, tables, half_power, levels):
+    arguments = _arguments(places, attention, positions, values, nearest, tables, half_power, levels)
+    wide = arguments[3].dtype
+    inputs = places if places.is_floating_point() else None, attention, values, half_power
+    grads = [None if x is None else torch.empty(x.shape, dtype=wide) for x in inputs]
+    grad_out = grad_out.to(wide).contiguous()
+    native.call(SOURCE, f"backward_{SUFFIX[wide]}", grad_out, *arguments[:6], *grads, *arguments[6:])
+    return tuple(None if x is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
 
 
 def _arguments(places, attention, positions, values, nearest, tables, half_power, levels):
