@@ -39,7 +39,7 @@ struct Block {
     int64_t size, first, count, used;  // first row, rows, places
     std::vector<T> memory;
     std::vector<int32_t> integers;
-    T *x, *y, *attention, *away_x, *away_y, *present, *weights, *share, *logarithm;
+    T *x, *y, *attention, *away_x, *away_y, *present, *weights, *share, *by_power;
     int32_t *tokens, *cells;
 
     explicit Block(const Problem<T>& p, bool backward)
@@ -52,8 +52,8 @@ struct Block {
         away_y = away_x + p.k * size;    // (k)
         present = away_y + p.k * size;   // (k): 1, 0 where there is no token
         weights = present + p.k * size;  // (k)
-        share = weights + p.k * size;    // (k): d^2a / (d^2a + floor); this and the next for the backward pass
-        logarithm = share + p.k * size;  // (k): log2 of d^2, but for a constant of each place; 0 at a token
+        share = weights + p.k * size;    // (k): d^2a u, nearly 1; this and the next for the backward pass
+        by_power = share + p.k * size;   // (k): derivative of -log2 u by a, but for what all k of a place have in common
         cells = integers.data();
         tokens = cells + size;           // (k)
     }
@@ -124,8 +124,8 @@ struct Block {
 #pragma GCC unroll 4
             for (int64_t j = 0; j < k; j++)
                 least = load(present + j * size + s) > 0 ? minimum<T>(squared(j), least) : least;
-            const V base = maximum<T>(least, splat<T>(1)), inverse = 1 / base;
-            const V floor = exp2_of<T>(log2_of<T>(base) * -a) * (T)FLOOR;
+            const V base = maximum<T>(least, splat<T>(1)), inverse = 1 / base, scale = log2_of<T>(base);
+            const V floor = exp2_of<T>(scale * -a) * (T)FLOOR;
 #pragma GCC unroll 4
             for (int64_t j = 0; j < k; j++) {
                 const V square = squared(j), here = load(present + j * size + s);
@@ -133,7 +133,10 @@ struct Block {
                 const V power = square == 0 ? V{} : exp2_of<T>(exponent * a);
                 const V u = here / (power + floor);
                 store<T>(weights + j * size + s, u);
-                if (backward) store<T>(share + j * size + s, power * u), store<T>(logarithm + j * size + s, exponent);
+                if (backward) {
+                    store<T>(share + j * size + s, power * u);
+                    store<T>(by_power + j * size + s, power * u * exponent - floor * u * scale);
+                }
                 total += u;
             }
             total = 1 / total;
@@ -232,9 +235,9 @@ double differentiate(const Block<T>& block, T* products, T* of_x, T* of_y, T* of
         for (int64_t j = s; j < k * size; j += size) {
             const V dx = load(block.away_x + j), dy = load(block.away_y + j), square = dx * dx + dy * dy;
             const V centred = mean - (load(products + j) - shift);
-            const V slope = load(block.share + j) * load(block.weights + j) * attention * centred;  // by a ln d^2
-            const V each = slope * (2 * block.p.half_power) / (square == 0 ? splat<T>(1) : square);
-            x += each * dx, y += each * dy, power += slope * load(block.logarithm + j);
+            const V slope = load(block.weights + j) * attention * centred;  // by -ln u
+            const V factor = load(block.share + j) * (2 * block.p.half_power) / (square == 0 ? splat<T>(1) : square);
+            x += slope * factor * dx, y += slope * factor * dy, power += slope * load(block.by_power + j);
         }
         store<T>(of_x + s, x), store<T>(of_y + s, y), store<T>(of_power.data() + s, power);
     }
