@@ -3,7 +3,7 @@
 import torch
 
 from fast.clustering import cluster_order, cluster_sums
-from fast.deformable import DeformableAttention, lookup_table
+from fast.deformable import DeformableAttention, lookup_table, lookup_tables
 from fast.grid_prior import grid_prior, local_stride, reserved_tokens
 from fast.merging import Merging
 from fast.models import model_config
@@ -103,7 +103,7 @@ def _merging(case, geometry, positions, device):
 
 def _deformable(case, canvas, device):
     levels = [tokens(canvas, stage, case.batch, device) for stage in (4, 3, 2)]
-    tables, sizes = [lookup_table(level, canvas) for level in levels], [level.shape[1] for level in levels]
+    tables, sizes = lookup_tables(levels, canvas), [level.shape[1] for level in levels]
     positions = torch.cat(levels, dim=1)
     module = DeformableAttention(HIDDEN, HEADS, len(levels), POINTS).to(device)
     query, source = (_normal(device, torch.float32, *positions.shape[:2], HIDDEN) for _ in range(2))

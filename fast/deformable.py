@@ -14,13 +14,27 @@ from .patch_embedding import grid_positions
 NEAREST = 4  # tokens that a value is interpolated from
 LOOKUPS = ("rounded", "exact")
 
-__all__ = ["LOOKUPS", "DeformableAttention", "lookup_table", "nearest_by_table", "nearest_exact"]
+__all__ = ["LOOKUPS", "DeformableAttention", "lookup_table", "lookup_tables", "nearest_by_table", "nearest_exact"]
 
 
 def lookup_table(positions, canvas):
     """Return the nearest 4 tokens of every cell of the canvas: positions (B, n, 2) -> (B, h w, 4) int64."""
     cells = grid_positions(canvas, positions.device).expand(len(positions), -1, -1)
     return nearest_tokens(cells, positions, NEAREST, canvas)
+
+
+def lookup_tables(level_positions, canvas):
+    """Return the nearest 4 tokens of every cell in each level: list of (B, n, 2) -> (L, B, h w, 4) int32.
+
+    Tokens are numbered over all levels, one after the other; -1 where a level has fewer than four. Made once, they
+    serve all layers.
+    """
+    tables, start = [], 0
+    for positions in level_positions:
+        table = (lookup_table(positions, canvas) + start).int()
+        tables.append(nn.functional.pad(table, (0, NEAREST - table.shape[-1]), value=-1))
+        start += positions.shape[1]
+    return torch.stack(tables)
 
 
 def nearest_exact(locations, positions):
@@ -75,8 +89,8 @@ class DeformableAttention(nn.Module):
         positions : (B, n, 2) int64 tensor
         level_sizes : sequence of int
         canvas : (h, w)
-        tables : list of (B, h w, 4) int64 tensors
-            Of ``lookup_table``, one a level; read if ``lookup`` is "rounded".
+        tables : (L, B, h w, 4) int32 tensor
+            Of ``lookup_tables``; read if ``lookup`` is "rounded".
 
         Returns
         -------
@@ -90,7 +104,7 @@ class DeformableAttention(nn.Module):
         values = self.value(source).unflatten(-1, (self.heads, -1))
         if self.lookup == "rounded":
             power = self.shepard_power
-            out = ops.sample_levels(locations, attention, positions, values, tables, level_sizes, canvas, power)
+            out = ops.sample_levels(locations, attention, tables, positions, values, power, canvas)
         else:
             nearest = self._nearest_exact(locations, positions, level_sizes)
             flat = locations.flatten(3, 4), attention.flatten(3, 4)

@@ -8,6 +8,7 @@ from .merging import MID_CHANNELS, weight_network
 from .neighborhoods import nearest_tokens
 
 NEAREST = 9
+TOKENS_AT_ONCE = 4096  # without gradients
 
 
 class PointConv(nn.Module):
@@ -27,5 +28,12 @@ class PointConv(nn.Module):
         nearest = nearest_tokens(positions, positions, NEAREST, canvas)
         itself = torch.arange(nearest.shape[1], device=nearest.device).expand(len(nearest), -1)
         parameters = ops.parameter_matrix(self.weight_net)
-        mixed = ops.merge(features, None, positions, itself, nearest, parameters, -1)
-        return self.linear(self.norm(mixed))
+
+        def convolve(part):
+            mixed = ops.merge(features, None, positions, itself[:, part], nearest[:, part], parameters, -1)
+            return self.linear(self.norm(mixed))
+
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return convolve(slice(None))
+        parts = (slice(start, start + TOKENS_AT_ONCE) for start in range(0, max(1, nearest.shape[1]), TOKENS_AT_ONCE))
+        return torch.cat([convolve(part) for part in parts], dim=1)  # the sums before the norm need not be kept

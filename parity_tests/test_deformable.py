@@ -30,6 +30,16 @@ def test_lookup_table_agrees(case, device):
     assert_equal(got, expected, name="lookup_table")
 
 
+def test_lookup_tables_number_the_tokens_of_all_levels():
+    levels = torch.tensor([[[1, 0], [0, 0]]]), torch.tensor([[[0, 0], [1, 0], [2, 0], [3, 0], [9, 0]]])
+    tables = fast.deformable.lookup_tables(levels, (1, 3))
+    assert tables.dtype == torch.int32 and tables.shape == (2, 1, 3, 4)
+    assert tables[:, 0].tolist() == [
+        [[1, 0, -1, -1], [0, 1, -1, -1], [0, 1, -1, -1]],
+        [[2, 3, 4, 5], [3, 2, 4, 5], [4, 3, 5, 2]],
+    ]
+
+
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_nearest_by_table_and_exact_agree(case, device):
     """At halves of a cell, where rounding ties, and far beyond the canvas, where it clamps."""
@@ -75,7 +85,7 @@ def setting(name, dtype=torch.float64, lookup="rounded", spread=1.0):
 
 def run(module, query, positions, source, sizes, canvas):
     positions = torch.from_numpy(positions).to(query.device)
-    tables = [fast.deformable.lookup_table(p, canvas) for p in positions.split(sizes, dim=1)]
+    tables = fast.deformable.lookup_tables(positions.split(sizes, dim=1), canvas)
     return module(query, positions, source, sizes, canvas, tables)
 
 

@@ -17,10 +17,10 @@ from . import support
 
 VARIABLE = "AFF_PATHS"
 PATHS = {  # operator: paths, best first; the last one works everywhere
-    "nearest": ("cuda", "grid", "plain"),
+    "nearest": ("cuda", "cpu", "grid", "plain"),
     "attention": ("triton", "clusters", "plain"),
-    "merging": ("triton", "plain"),
-    "sampling": ("triton", "plain"),
+    "merging": ("triton", "cpu", "plain"),
+    "sampling": ("triton", "cpu", "plain"),
 }
 MEANING = {
     "cuda": "CUDA kernels launched through CuPy",

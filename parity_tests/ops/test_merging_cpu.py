@@ -3,21 +3,17 @@
 import pytest
 import torch
 
-from fast import merging_operator
 from fast.ops.merging import cpu
-from parity_tests import test_triton_merging as operator
 from parity_tests.cases import DTYPES
-from parity_tests.test_triton_merging import LARGE, LETTERS, SMALL, Sizes, tensors_for
+from parity_tests.ops import test_merging as operator
+from parity_tests.ops.test_merging import LARGE, LETTERS, Sizes, tensors_for
 
 MANY = Sizes("many_blocks", 200, 130, 9, 20, batch=2)  # of several pieces that threads share
-CASES = [*SMALL, MANY, Sizes("every_width_of_vector", 40, 17, 12, 125)]
+CASES = [MANY, Sizes("every_width_of_vector", 40, 17, 12, 125)]
 
 
 @pytest.fixture(autouse=True)
-def compiled(monkeypatch):
-    """Let the operator's path "gather" be the compiled one."""
-    monkeypatch.setattr(merging_operator, "_plain", cpu.forward)
-    monkeypatch.setattr(merging_operator, "_plain_backward", cpu.backward)
+def on_cpu(monkeypatch):
     monkeypatch.setattr(operator, "DEVICE", "cpu")
 
 
@@ -25,31 +21,12 @@ def compiled(monkeypatch):
 @pytest.mark.parametrize("sizes", CASES, ids=str)
 def test_result_and_every_gradient_agree(sizes, dtype):
     torch.manual_seed(0)
-    operator.judge(sizes, dtype, "gather")
+    operator.judge(sizes, dtype, "cpu")
 
 
 def test_result_and_every_gradient_agree_at_full_size():
     torch.manual_seed(0)
-    operator.judge(LARGE[1], torch.float32, "gather")
-
-
-def test_low_precision_features_with_float32_scores_give_float32():
-    operator.test_low_precision_features_with_float32_scores_give_float32("gather")
-
-
-def test_the_same_bits_again_whatever_the_strides():
-    operator.test_the_same_bits_again_whatever_the_strides("gather")
-
-
-@pytest.mark.parametrize("empty", ["batch", "centres", "slots"])
-def test_of_nothing_comes_nothing(empty):
-    operator.test_of_nothing_comes_nothing(empty, "gather")
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
-@pytest.mark.parametrize("sizes", [SMALL[0], SMALL[6]], ids=str)
-def test_opcheck(sizes):
-    operator.test_opcheck(sizes, "gather")
+    operator.judge(LARGE[1], torch.float32, "cpu")
 
 
 def arguments(sizes, dtype=torch.float32):

@@ -267,7 +267,7 @@ def test_deformable_attention_is_the_same_on_both_paths(lookup):
     cells, sizes = torch.stack([torch.randperm(12) for _ in range(2)])[..., None].to(DEVICE), [3, 4, 5]
     positions = torch.cat([cells % 3, cells // 3], dim=-1)
     query, source = torch.randn(2, 2, 12, 8, dtype=torch.float64, device=DEVICE).requires_grad_()
-    tables = [deformable.lookup_table(p, (4, 3)) for p in positions.split(sizes, dim=1)]
+    tables = deformable.lookup_tables(positions.split(sizes, dim=1), (4, 3))
     results = []
     for path in PATHS:
         with dispatch.force(sampling=path):

@@ -3,29 +3,29 @@
 import pytest
 import torch
 
-from fast import deformable, interpolation_operator
-from fast.ops.sampling import cpu
-from parity_tests import test_triton_gather as operator
-from parity_tests.test_triton_gather import SMALL, Sizes, tensors_for
+from fast import deformable
+from fast.ops import dispatch
+from fast.ops.sampling import cpu, plain
+from parity_tests.ops import test_sampling as operator
+from parity_tests.ops.test_sampling import SMALL, Sizes, tensors_for
 
 MANY = Sizes("many_blocks", 150, 3, 5, 70, 40, batch=2, missing=True)  # of several pieces that threads share
-CASES = [*SMALL, MANY, Sizes("every_width_of_vector", 6, 2, 3, 8, 125), Sizes("a_row_beyond_a_block", 2, 1, 200, 50, 5)]
+CASES = [MANY, Sizes("every_width_of_vector", 6, 2, 3, 8, 125), Sizes("a_row_beyond_a_block", 2, 1, 200, 50, 5)]
 GRID = (12, 9)  # h, w
 
 
 @pytest.fixture(autouse=True)
-def compiled(monkeypatch):
-    """Let the operator's path "gather" be the compiled one."""
-    monkeypatch.setattr(interpolation_operator, "_plain", cpu.forward)
-    monkeypatch.setattr(interpolation_operator, "_plain_backward", cpu.backward)
+def on_cpu(monkeypatch):
     monkeypatch.setattr(operator, "DEVICE", "cpu")
+    with dispatch.force(sampling="cpu"):
+        yield
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("sizes", CASES, ids=str)
 def test_result_and_every_gradient_agree(sizes, dtype):
     torch.manual_seed(0)
-    operator.judge(sizes, dtype, "gather")
+    operator.judge(sizes, dtype, "cpu")
 
 
 @pytest.mark.parametrize("half_power", [1.0, 2.0, 3.0, 4.5])
@@ -37,43 +37,13 @@ def test_of_any_power(half_power, dtype, monkeypatch):
 
     torch.manual_seed(0)
     monkeypatch.setattr(operator, "tensors_for", with_power)
-    operator.judge(MANY, dtype, "gather")
-
-
-@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("sizes", [SMALL[0], SMALL[5]], ids=str)
-def test_values_of_low_precision_are_read_at_float32_places(sizes, low):
-    operator.test_values_of_low_precision_are_read_at_float32_places(sizes, low, "gather")
-
-
-def test_agrees_with_the_reference():
-    operator.test_agrees_with_the_reference("gather")
-
-
-@pytest.mark.parametrize("half_power", [0.3, 3.0])
-def test_on_a_token_the_gradients_are_finite(half_power):
-    operator.test_on_a_token_the_gradients_are_finite(half_power, "gather")
-
-
-def test_the_same_bits_again_whatever_the_strides_and_index_type():
-    operator.test_the_same_bits_again_whatever_the_strides_and_index_type("gather")
-
-
-@pytest.mark.parametrize("batch, queries", [(0, 5), (2, 0)], ids=["no_image", "no_query"])
-def test_of_nothing_comes_nothing(batch, queries):
-    operator.test_of_nothing_comes_nothing(batch, queries, "gather")
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
-@pytest.mark.parametrize("sizes", [SMALL[3], SMALL[5]], ids=str)
-def test_opcheck(sizes):
-    operator.test_opcheck(sizes, "gather")
+    operator.judge(MANY, dtype, "cpu")
 
 
 def test_a_power_that_float32_cannot_hold_still_picks_the_nearest():
     """(1000^2)^8 overflows; the nearest of the four tokens is read all the same, with finite gradients."""
     inputs, indices = tensors_for(SMALL[0], torch.float32, device="cpu")
-    inputs |= {"half_power": torch.tensor([8.0]), "places": inputs["places"] + 1000}
+    inputs |= {"half_power": torch.tensor([8.0]), "locations": inputs["locations"] + 1000}
     upstream = torch.randn(2, 5, 2, 8, generator=torch.Generator().manual_seed(0))
     got = operator.gradients(operator.run, inputs, indices, upstream)
     exact = operator.gradients(operator.plain, {name: x.double() for name, x in inputs.items()}, indices, upstream)
@@ -86,7 +56,7 @@ def arguments_of(sizes, dtype=torch.float32):
     """Of ``cpu.forward``."""
     inputs, indices = tensors_for(sizes, dtype, device="cpu")
     x = inputs | indices
-    return x["places"], x.get("attention"), x["positions"], x["values"], x["nearest"], x["half_power"]
+    return x["locations"], x.get("attention"), x["positions"], x["values"], x["nearest"], x["half_power"]
 
 
 def levels_setting(dtype=torch.float32):
@@ -98,14 +68,13 @@ def levels_setting(dtype=torch.float32):
     (h, w), sizes, heads, points = GRID, [3, 10, 60], 2, 4
     cells = torch.cat([torch.stack([torch.randperm(h * w)[:n] for _ in range(2)]) for n in sizes], dim=1)
     positions = torch.stack([cells % w, cells // w], dim=-1)
-    tables = [deformable.lookup_table(p, GRID) for p in positions.split(sizes, dim=1)]
+    tables = deformable.lookup_tables(positions.split(sizes, dim=1), GRID)
     offsets = torch.randint(-60, 61, (2, sum(sizes), heads, len(sizes), points, 2)) / 4
     locations = (positions[:, :, None, None, None] + offsets).to(dtype)
     attention = torch.randn(locations.shape[:-1], dtype=dtype)
     values, half_power = torch.randn(2, sum(sizes), heads, 32, dtype=dtype), torch.tensor([2.7], dtype=dtype)
-    module = deformable.DeformableAttention(64, heads, len(sizes), points)
-    nearest = module._nearest(locations, positions.split(sizes, dim=1), tables, GRID).flatten(3, 4)
-    levels = locations, attention, cpu.level_tables(tables, sizes), positions, values, half_power, GRID
+    nearest = plain.nearest_of_levels(locations, tables, GRID).flatten(3, 4)
+    levels = locations, attention, tables, positions, values, half_power, GRID
     return levels, (locations.flatten(3, 4), attention.flatten(3, 4), positions, values, nearest, half_power)
 
 
@@ -127,13 +96,6 @@ def test_locations_that_are_no_numbers_read_no_foreign_memory_and_show():
     locations[0, 5, 1, 2, 3] = torch.tensor([torch.nan, torch.inf])
     out = cpu.sample_levels(*levels)
     assert out[0, 5, 1].isnan().all() and out.isnan().sum() == 32
-
-
-def test_tables_number_the_tokens_of_all_levels():
-    tables = [torch.tensor([[[1, 0], [0, 1]]]), torch.tensor([[[4, 2, 0, 1], [3, 2, 1, 0]]])]
-    expected = [[[[1, 0, -1, -1], [0, 1, -1, -1]]], [[[6, 4, 2, 3], [5, 4, 3, 2]]]]
-    got = cpu.level_tables(tables, [2, 5])
-    assert got.dtype == torch.int32 and got.tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -4,9 +4,10 @@ import math
 
 import torch
 
-from ...buckets import LARGEST, nearest_items
-from ...indexing import gather_rows
 from .. import native
+from ..indexing import gather_rows
+from .grid import nearest_items
+from .plain import LARGEST
 
 SOURCE = "nearest/cpu.cpp"
 LARGEST_SPAN = 2**31 - 1

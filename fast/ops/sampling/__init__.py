@@ -37,7 +37,7 @@ def sample(locations, attention, positions, values, nearest, half_power):
     return plain.sample(*inputs) if path == "plain" else _sample(*inputs, path)
 
 
-def sample_levels(locations, attention, positions, values, tables, level_sizes, canvas, half_power):
+def sample_levels(locations, attention, tables, positions, values, half_power, canvas):
     """Read the values of several levels' tokens, each location from the 4 tokens nearest to the cell it rounds to.
 
     Parameters
@@ -46,22 +46,24 @@ def sample_levels(locations, attention, positions, values, tables, level_sizes, 
         (x, y), cells.
     attention : (B, q, H, L, P) floating tensor
         Attention weights of the locations.
+    tables : (L, B, h w, 4) int32 tensor
+        The nearest tokens of every cell among the level's own, nearest first, numbered over all levels; -1 where a
+        level has fewer than four (``deformable.lookup_tables``).
     positions : (B, n, 2) int64 tensor
         Of the tokens of all levels, one level after the other.
     values : (B, n, H, d) floating tensor
-    tables : list of L (B, h w, 4 or fewer) int64 tensors
-        The nearest tokens of every cell among the level's own, nearest first (``deformable.lookup_table``).
-    level_sizes : sequence of L int
-        Tokens of each level; their sum is n.
-    canvas : (h, w)
     half_power : (1,) floating tensor
+    canvas : (h, w)
 
     Returns
     -------
     (B, q, H, d) tensor
         In the dtype of ``values``.
     """
-    nearest = plain.nearest_of_levels(locations, tables, level_sizes, canvas).flatten(3, 4)
+    path = dispatch.path("sampling", values.device)
+    if path == "cpu":
+        return _sample_levels(locations, attention, tables, positions, values, half_power, *canvas)
+    nearest = plain.nearest_of_levels(locations, tables, canvas).flatten(3, 4)
     return sample(locations.flatten(3, 4), attention.flatten(3, 4), positions, values, nearest, half_power)
 
 
@@ -121,6 +123,63 @@ def _differentiate(ctx, grad_out):
 
 
 _sample.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.library.custom_op("aff::sample_levels", mutates_args=())
+def _sample_levels(
+    locations: Tensor,
+    attention: Tensor,
+    tables: Tensor,
+    positions: Tensor,
+    values: Tensor,
+    half_power: Tensor,
+    h: int,
+    w: int,
+) -> Tensor:
+    """``sample_levels`` by the compiled CPU kernel, which looks the tokens up itself."""
+    inputs = locations, attention, tables, positions, values, half_power, (h, w)
+    return dispatch.run("sampling", "cpu", _kernel("cpu").sample_levels, *inputs)
+
+
+@_sample_levels.register_fake
+def _(locations, attention, tables, positions, values, half_power, h, w):
+    return values.new_empty(*locations.shape[:3], values.shape[3])
+
+
+@torch.library.custom_op("aff::sample_levels_backward", mutates_args=())
+def _sample_levels_backward(
+    grad_out: Tensor,
+    locations: Tensor,
+    attention: Tensor,
+    tables: Tensor,
+    positions: Tensor,
+    values: Tensor,
+    half_power: Tensor,
+    h: int,
+    w: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of locations, attention, values and half_power."""
+    inputs = grad_out, locations, attention, tables, positions, values, half_power, (h, w)
+    return dispatch.run("sampling", "cpu", _kernel("cpu").sample_levels_backward, *inputs)
+
+
+@_sample_levels_backward.register_fake
+def _(grad_out, locations, attention, tables, positions, values, half_power, h, w):
+    return tuple(x.new_empty(x.shape) for x in (locations, attention, values, half_power))
+
+
+def _save_levels(ctx, inputs, output):
+    *tensors, h, w = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.canvas = h, w
+
+
+def _differentiate_levels(ctx, grad_out):
+    grads = torch.ops.aff.sample_levels_backward(grad_out, *ctx.saved_tensors, *ctx.canvas)
+    return grads[0], grads[1], None, None, grads[2], grads[3], None, None
+
+
+_sample_levels.register_autograd(_differentiate_levels, setup_context=_save_levels)
 
 
 def _kernel(path):

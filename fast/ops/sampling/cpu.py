@@ -1,7 +1,6 @@
 """Launchers of the compiled CPU kernels that read values between tokens (``cpu.cpp``)."""
 
 import torch
-from torch.nn import functional
 
 from .. import native
 
@@ -46,29 +45,6 @@ def backward(grad_out, places, attention, positions, values, nearest, half_power
     return _backward(grad_out, places, attention, positions, values, nearest, None, half_power, (1, 0, 0))
 
 
-def level_tables(tables, level_sizes):
-    """Number the tokens of all levels one after the other: the tables that ``sample_levels`` reads.
-
-    Made once, they serve all layers.
-
-    Parameters
-    ----------
-    tables : sequence of L (B, h w, 4 or fewer) integer tensors
-        Of ``deformable.lookup_table``: each cell's nearest tokens of a level.
-    level_sizes : sequence of L int
-
-    Returns
-    -------
-    (L, B, h w, 4) int32 tensor
-        -1 where a level has fewer than four tokens.
-    """
-    out, start = [], 0
-    for table, size in zip(tables, level_sizes, strict=True):
-        out.append(functional.pad(table.int() + start, (0, TABLE_TOKENS - table.shape[-1]), value=-1))
-        start += size
-    return torch.stack(out)
-
-
 def sample_levels(locations, attention, tables, positions, values, half_power, grid_size):
     """Read the values of several levels at locations, each from the four tokens nearest to the cell it rounds to.
 
@@ -80,7 +56,7 @@ def sample_levels(locations, attention, tables, positions, values, half_power, g
         (x, y), cells of the grid.
     attention : (B, q, H, L, P) floating tensor
     tables : (L, B, h w, 4) int32 tensor
-        Of ``level_tables``.
+        Of ``deformable.lookup_tables``.
     positions : (B or 1, n, 2) int64 tensor
         Of the tokens of all levels, one level after the other.
     values : (B, n, H, d) floating tensor

@@ -68,15 +68,13 @@ def sample(locations, attention, positions, values, nearest, half_power):
     return torch.cat(out, dim=1)
 
 
-def nearest_of_levels(locations, tables, level_sizes, canvas):
+def nearest_of_levels(locations, tables, canvas):
     """Tokens that locations (B, q, H, L, P, 2) of all levels are read from: (B, q, H, L, P, 4) int32.
 
-    Numbered over all levels; -1 where a level has fewer than four.
+    By ``tables`` (L, B, h w, 4), as ``ops.sample_levels`` takes them.
     """
-    found, start = [], 0
-    for level, (table, size) in enumerate(zip(tables, level_sizes, strict=True)):
-        nearest = nearest_by_table(locations[:, :, :, level].flatten(2, 3), table, canvas) + start
-        nearest = nearest.int().unflatten(2, (locations.shape[2], -1))
-        found.append(torch.nn.functional.pad(nearest, (0, 4 - nearest.shape[-1]), value=-1))
-        start += size
+    found = []
+    for level, table in enumerate(tables):
+        places = locations[:, :, :, level]
+        found.append(nearest_by_table(places.flatten(2, 3), table, canvas).unflatten(2, places.shape[2:4]))
     return torch.stack(found, dim=3)
