@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .data import ImageError
 from .errors import Parser, UserError, run_command
+from .reading import ImageError
 from .segmentation.census import Census, class_table, complaints, remarks, summary
 from .segmentation.samples import SegmentationSamples
 from .segmentation.sources import KINDS, guess, open_source

@@ -16,8 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import UserError, one_line
+from ..reading import list_pictures
 from .ids import PER_CLASS, IdSource, IdTable, distinct
-from .pictures import DataError, list_pictures, read_ids
+from .pictures import DataError, read_ids
 from .types import ClassInfo, Vocabulary
 
 CLASSES = "classes.json"
