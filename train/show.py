@@ -16,10 +16,10 @@ from torch import nn
 
 from .build import build_model
 from .config import Config
-from .data import READ_ERRORS
 from .drawing import draw_stages
 from .errors import Parser, UserError, one_line, run_command
 from .evaluate import open_trained
+from .reading import READ_ERRORS, open_rgb
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -44,8 +44,7 @@ def open_picture(path: str | None, side: int) -> np.ndarray:
         picture = Image.fromarray(astronaut())
     else:
         try:
-            with Image.open(path) as file:
-                picture = file.convert("RGB")
+            picture = open_rgb(path)
         except READ_ERRORS as error:
             raise UserError(f"cannot read picture {path}: {one_line(error)}") from error
     scale = side / min(picture.size)
