@@ -17,7 +17,7 @@ ONLY_REFERENCE = {"layers"}  # fast takes these from torch.nn
 ONLY_FAST = {  # what no definition needs: search, layout and operators of the kernels' paths, names, files
     *("attention_operator", "attention_plan", "buckets", "cluster_attention", "dispatch", "indexing"),
     *("interpolation_operator", "merging_operator", "transpose"),
-    *("checkpoints", "doctor", "models", "segmenter"),
+    *("checkpoint_files", "checkpoints", "doctor", "models", "plain_pickle", "segmenter"),
 }
 STEMS = sorted(p.stem for p in (ROOT / "reference").glob("*.py") if p.stem not in {"__init__", *ONLY_REFERENCE})
 # Reference functions that take weights: the method that stands for each in fast, and the arguments that it does not
