@@ -14,7 +14,7 @@ import torch
 from . import plain_pickle
 from .plain_pickle import COPIES, Array, Broken, Dtype, Name, Refused, Stored, shown
 
-MOST_VALUES = 1_000_000  # of a file, each counted as often as it is named
+MOST_VALUES = 500_000  # of a file, each counted as often as it is named
 DEEPEST = 64  # containers in containers
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # at the beginning of torch.save's files before version 1.6
 
@@ -45,7 +45,7 @@ def load(path):
         No such file.
     CheckpointError
         A file that is truncated or corrupted, that would run code to be read, that holds no dict, NaN, infinite or
-        complex numbers, or more than a million values. The message is one line with the file's name and the reason.
+        complex numbers, or more than 500,000 values. The message is one line with the file's name and the reason.
     """
     path = Path(path)
     if not path.is_file():

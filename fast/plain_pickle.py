@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from math import prod
 
-MOST_INSTRUCTIONS = 1_000_000  # of one pickle; a checkpoint of 1,000 tensors has some 40,000
+MOST_INSTRUCTIONS = 500_000  # of one pickle; a checkpoint of 1,000 tensors has some 40,000
 MOST_BYTES = 64  # of one whole number
 MOST_AXES = 16
 MOST_LENGTH = 2**31  # of an axis, and of a whole number that is a key
