@@ -1,5 +1,6 @@
 """Pictures read one way for every command: as a viewer shows them."""
 
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -27,7 +28,7 @@ class ImageError(UserError):
     """An image that cannot be read; the message names it."""
 
 
-def list_files(folder: Path) -> list[Path]:
+def walk_files(folder: Path) -> list[Path]:
     """List all regular files under a folder, also through links, each folder once, sorted."""
     found, seen, waiting = [], set(), [folder]
     while waiting:
@@ -38,19 +39,19 @@ def list_files(folder: Path) -> list[Path]:
         except (OSError, RuntimeError) as error:
             raise UserError(f"cannot look into folder {here}: {one_line(error)}") from error
         seen.add(identity)
-        waiting += [entry for entry in entries if entry.is_dir()]
-        found += [entry for entry in entries if entry.is_file()]
+        waiting += [entry for entry in entries if os.path.isdir(entry)]
+        found += [entry for entry in entries if os.path.isfile(entry)]
     return sorted(found)
 
 
 def list_pictures(folder: Path) -> list[Path]:
     """List the picture files under a folder, also through links, sorted."""
-    return [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES] if folder.is_dir() else []
+    return [path for path in walk_files(folder) if path.suffix.lower() in SUFFIXES] if folder.is_dir() else []
 
 
 def describe_unread(folder: Path) -> str | None:
     """Count the files under a folder whose kinds of picture are not read, as one line; None if there are none."""
-    kinds = [path.suffix.lower() for path in list_files(folder)] if folder.is_dir() else []
+    kinds = [path.suffix.lower() for path in walk_files(folder)] if folder.is_dir() else []
     counts = {kind: kinds.count(kind) for kind in sorted(UNREAD.intersection(kinds))}
     listed = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return f"{folder}: {sum(counts.values())} files left out ({listed}): save them as .png or .jpg" if counts else None
@@ -83,7 +84,7 @@ def open_rgb(file) -> Image.Image:
 
 def open_with(file, convert):
     """Open an image file, see that it is not too large, and convert it."""
-    if isinstance(file, str | Path) and not Path(file).is_file():
+    if isinstance(file, str | Path) and not os.path.isfile(file):
         raise FileNotFoundError(f"no file {file}")
     try:
         with warnings.catch_warnings():

@@ -142,7 +142,11 @@ class Segmentation(Task):
         source, passes = run.train_set.source, run.total * run.config.run.total_batch / len(run.train_set)
         counts = f"{len(run.train_set):,} training and {len(run.val_set):,} validation pictures"
         classes = f"{source.vocabulary.num_classes} classes ({len(source.vocabulary.things)} countable)"
-        return [f"{counts} for {source.task} segmentation, {classes}; {run.total:,} updates ({passes:.1f} passes)"]
+        notes = [f"note: {note}" for note in getattr(source, "notes", ())]
+        return [
+            f"{counts} for {source.task} segmentation, {classes}; {run.total:,} updates ({passes:.1f} passes)",
+            *notes,
+        ]
 
     def place(self, run: Run) -> tuple[str, int]:
         """Count updates of the whole run."""
