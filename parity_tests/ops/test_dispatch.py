@@ -39,6 +39,15 @@ def test_without_a_compiler_pytorch_is_taken(monkeypatch):
     assert dispatch.why_not("attention", "cpu", CPU) == "no C++ compiler: apt install g++, or pip install ziglang"
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_the_choice_does_not_depend_on_the_mode_it_is_made_in(mode):
+    with mode():
+        taken = {operator: dispatch.path(operator, CPU) for operator in dispatch.PATHS}
+    dispatch._chosen.clear()
+    assert taken == {operator: dispatch.path(operator, CPU) for operator in dispatch.PATHS}
+    assert not dispatch._failed
+
+
 def test_force_holds_inside_the_block_alone_and_nests():
     before = dispatch.path("attention", CPU)
     with dispatch.force(attention="plain"):

@@ -12,14 +12,14 @@ from torch.nn.functional import linear
 
 from ...position import relative_position
 from .. import dispatch
-from . import clusters, clusters_plan, plain, triton_plan
+from . import clusters, clusters_plan, cpu, plain, triton_plan
 
 
 class Plan(NamedTuple):
     """What a path of attention wants to know of a stage's geometry."""
 
     path: str
-    tensors: tuple  # of Tensor; those of ``clusters_plan.Plan`` or ``triton_plan.Plan``; none for "plain"
+    tensors: tuple  # of Tensor; of the Plan of ``cpu``, ``clusters_plan`` or ``triton_plan``; none for "plain"
 
 
 def neighborhood_attention(query, kv, blank, weight, bias, geometry):
@@ -73,6 +73,8 @@ def make_plan(path, positions, members, nearest, dtype=torch.float32):
     """
     if path == "triton":
         return list(triton_plan.make_plan(positions, members, nearest)[:-1])
+    if path == "cpu":
+        return list(cpu.make_plan(positions, members, nearest))
     if path == "clusters":
         return clusters_plan.make_plan(positions, members, nearest, dtype)
     return []
@@ -80,6 +82,8 @@ def make_plan(path, positions, members, nearest, dtype=torch.float32):
 
 def fake_plan(path, positions, members, nearest, dtype):
     """Tensors like those of ``make_plan``, without values, for torch.compile."""
+    if path == "cpu":
+        return list(cpu.fake_plan(positions, members, nearest))
     if path == "clusters":
         return clusters_plan.fake_plan(positions, members, dtype)
     return make_plan(path, positions, members, nearest, dtype)
@@ -188,8 +192,16 @@ def _triton_backward(grad_out, out, lse, query, kv, blank, weight, bias, members
     return triton.backward(grad_out, out, lse, query, kv, blank, weight, bias, triton_plan.plan_of(plan, members))
 
 
-_FORWARD = {"triton": _triton_forward, "clusters": _clusters_forward}
-_BACKWARD = {"triton": _triton_backward, "clusters": _clusters_backward}
+def _cpu_forward(query, kv, blank, weight, bias, members, plan):
+    return cpu.forward(query, kv, blank, weight, bias, cpu.Plan(*plan), members)
+
+
+def _cpu_backward(grad_out, out, lse, query, kv, blank, weight, bias, members, plan):
+    return cpu.backward(grad_out, out, lse, query, kv, blank, weight, bias, cpu.Plan(*plan), members)
+
+
+_FORWARD = {"triton": _triton_forward, "cpu": _cpu_forward, "clusters": _clusters_forward}
+_BACKWARD = {"triton": _triton_backward, "cpu": _cpu_backward, "clusters": _clusters_backward}
 
 
 @dispatch.trial("attention")
