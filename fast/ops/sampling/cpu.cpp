@@ -1,8 +1,8 @@
 // Values read at places between tokens, on a CPU: out_h = sum_p attention_p sum_k w_pk value_kh, w of Shepard (paper
 // sec. 4.1), and its gradients.
 //
-// A row is one query and head; it reads P places, each from k tokens: given ones, or those that a table has for the cell
-// that the place rounds to. Rows are taken in blocks. A block first computes the weights of all its places, with a
+// A row is one query and head; it reads P places, each from k tokens: given ones, or those that a table has for the
+// cell that the place rounds to. Rows are taken in blocks. A block first computes the weights of all its places, with a
 // vector's lanes standing for places; then sums the values of each row, lanes standing for channels.
 #include "vector_math.h"
 
@@ -53,7 +53,7 @@ struct Block {
         present = away_y + p.k * size;   // (k): 1, 0 where there is no token
         weights = present + p.k * size;  // (k)
         share = weights + p.k * size;    // (k): d^2a u, nearly 1; this and the next for the backward pass
-        by_power = share + p.k * size;   // (k): derivative of -log2 u by a, but for what all k of a place have in common
+        by_power = share + p.k * size;   // (k): derivative of -log2 u by a, less what all k of a place share
         cells = integers.data();
         tokens = cells + size;           // (k)
     }
@@ -63,7 +63,8 @@ struct Block {
         first = number * p.block_rows(), count = std::min(p.block_rows(), p.rows() - first), used = count * p.points;
         const T* places = p.places + 2 * first * p.points;
         for (int64_t s = 0; s < size; s++) x[s] = s < used ? places[2 * s] : 0, y[s] = s < used ? places[2 * s + 1] : 0;
-        for (int64_t s = 0; s < size; s++) attention[s] = s < used && p.attention ? p.attention[first * p.points + s] : 1;
+        std::fill_n(attention, size, (T)1);
+        if (p.attention) std::copy_n(p.attention + first * p.points, used, attention);
         const std::vector<int32_t> none(p.k, -1);
         for (int64_t s = used; s < size; s++) load_tokens(s, p.k, none.data(), p.positions);
         if (p.nearest)
@@ -221,7 +222,7 @@ void forward(const Threads* threads, const Problem<T>& p, T* out_all) {
     });
 }
 
-// products[s] = grad . values[tokens[s]], 0 where there is no token, for the slots of a row; grad (d), products (k, size)
+// products[s] = grad . values[tokens[s]], 0 without a token, for the slots of a row; grad (d), products (k, size)
 template <class T>
 void project_row(const Block<T>& block, const T* values, const T* grad, int64_t s, T* products) {
     const int64_t d = block.p.d, stride = block.p.heads * d;
@@ -315,8 +316,8 @@ void scatter_values(const Threads* threads, const Problem<T>& p, const T* grad, 
     });
 }
 
-// grad (B, q, H, d), grad_places (B, q, H, P, 2), grad_attention (B, q, H, P), grad_values (B, n, H, d), grad_power (1);
-// null where not wanted
+// grad (B, q, H, d), grad_places (B, q, H, P, 2) or null, grad_attention (B, q, H, P) or null,
+// grad_values (B, n, H, d), grad_power (1)
 template <class T>
 void backward(const Threads* threads, const Problem<T>& p, const T* grad, T* grad_places, T* grad_attention,
               T* grad_values, T* grad_power) {
@@ -357,7 +358,8 @@ void backward(const Threads* threads, const Problem<T>& p, const T* grad, T* gra
 }  // namespace
 
 #define INPUTS(T)                                                                                                      \
-    const T *places, const T *attention, const T *positions, const T *values, const int32_t *nearest, const int32_t *tables
+    const T *places, const T *attention, const T *positions, const T *values, const int32_t *nearest,                  \
+        const int32_t *tables
 #define SIZES                                                                                                          \
     double half_power, int64_t position_stride, int64_t batch, int64_t queries, int64_t heads, int64_t points,         \
         int64_t k, int64_t n, int64_t d, int64_t levels, int64_t height, int64_t width
