@@ -1,7 +1,7 @@
 // Eq. 4 on a CPU: u_c = vec( sum_j s_j W(p_j - p_c) f_j^T ), W = GELU(LayerNorm(Linear(5, 4)(e))), and its gradients.
 //
 // Centres are taken in blocks. A block first computes the four weights of all its slots, with a vector's lanes standing
-// for slots; then sums the features of each centre's neighbours, lanes standing for channels. The backward pass computes
+// for slots; then sums the features of each centre's neighbours, lanes standing for channels. The backward pass makes
 // the weights again. Features and scores then collect their gradients token by token, from the slots that name them.
 #include "vector_math.h"
 
@@ -44,12 +44,13 @@ struct Network {
     std::vector<T> memory;
     T *terms, *score, *present, *weights, *normal, *slope, *inverse;
 
-    explicit Network(const Problem<T>& p) : stride(padded<T>(p.rows() * p.slots)), memory(stride * (BACKWARD ? 20 : 11)) {
+    explicit Network(const Problem<T>& p)
+        : stride(padded<T>(p.rows() * p.slots)), memory(stride * (BACKWARD ? 20 : 11)) {
         terms = memory.data();          // (5): dx, dy, distance, sine, cosine
         score = terms + 5 * stride;     // 1 without scores
         present = score + stride;       // 1, 0 in empty slots
         weights = present + stride;     // (4), 0 in empty slots
-        normal = weights + 4 * stride;  // (4): the norm's result before its gain; this and the rest for the backward pass
+        normal = weights + 4 * stride;  // (4): the norm's result before its gain; from here on for the backward pass
         slope = normal + 4 * stride;    // (4): derivative of GELU, 0 in empty slots
         inverse = slope + 4 * stride;   // 1 / standard deviation
     }
@@ -94,7 +95,8 @@ struct Network {
             for (int i = 0; i < 4; i++) {
                 V bend;
                 hidden[i] *= scale;
-                store<T>(weights + i * stride + s, gelu<T>(hidden[i] * W[24 + i] + W[28 + i], bend) * load(present + s));
+                const V weight = gelu<T>(hidden[i] * W[24 + i] + W[28 + i], bend);
+                store<T>(weights + i * stride + s, weight * load(present + s));
                 if (BACKWARD) {
                     store<T>(normal + i * stride + s, hidden[i]);
                     store<T>(slope + i * stride + s, bend * load(present + s));
@@ -155,8 +157,9 @@ void forward(const Threads* threads, const Problem<T>& p, T* out) {
             const Block block = block_at(p, number);
             network.load_slots(p, block);
             network.run(p.parameters);
+            const int64_t stride = network.stride;
             for (int i = 0; i < 4; i++)
-                for (int64_t s = 0; s < network.stride; s++) network.weights[i * network.stride + s] *= network.score[s];
+                for (int64_t s = 0; s < stride; s++) network.weights[i * stride + s] *= network.score[s];
             for (int64_t row = 0; row < block.count; row++) {
                 const int64_t centre = block.image * p.centres + block.first + row;
                 mix_row(p.features + block.image * p.n * p.channels, p.neighbors + centre * p.slots,
@@ -192,7 +195,8 @@ void project_row(const T* features, const int64_t* tokens, const T* grad, int64_
 // From products (4, stride) back through GELU, layer norm and linear layer of a block's slots: adds to the gradients of
 // the parameters, lane by lane, and writes those of the slots' scores, one number a slot.
 template <class T>
-void differentiate(const Network<T, true>& network, const T* parameters, const T* products, Vector<T>* sums, T* of_score) {
+void differentiate(const Network<T, true>& network, const T* parameters, const T* products, Vector<T>* sums,
+                   T* of_score) {
     typedef Vector<T> V;
     const int64_t stride = network.stride;
     for (int64_t s = 0; s < stride; s += LANES<T>) {
@@ -212,7 +216,8 @@ void differentiate(const Network<T, true>& network, const T* parameters, const T
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
             hidden[i] = load(network.inverse + s) * (hidden[i] - mean - normal[i] * slope);
-            for (int term = 0; term < 5; term++) sums[4 * term + i] += load(network.terms + term * stride + s) * hidden[i];
+            for (int term = 0; term < 5; term++)
+                sums[4 * term + i] += load(network.terms + term * stride + s) * hidden[i];
             sums[20 + i] += hidden[i];
             sums[24 + i] += inner[i] * normal[i];
             sums[28 + i] += inner[i];
@@ -220,8 +225,8 @@ void differentiate(const Network<T, true>& network, const T* parameters, const T
     }
 }
 
-// Slots read from the other end: token t of an image is named by slots entries[offsets[t]] .. entries[offsets[t + 1] - 1],
-// in ascending order. offsets (n + 1), entries (size).
+// Slots read from the other end: token t of an image is named by the slots entries[offsets[t]], .. up to but without
+// entries[offsets[t + 1]], in ascending order. offsets (n + 1), entries (size).
 inline void transpose(const int64_t* neighbors, int64_t size, int64_t n, int64_t* offsets, int64_t* entries) {
     std::fill(offsets, offsets + n + 1, 0);
     for (int64_t e = 0; e < size; e++)
@@ -329,7 +334,8 @@ void backward(const Threads* threads, const Problem<T>& p, const T* grad, T* gra
 #define SIZES                                                                                                        \
     int64_t sign, int64_t position_stride, int64_t batch, int64_t n, int64_t centres, int64_t slots, int64_t channels
 #define PROBLEM                                                                                                      \
-    {features, scores, positions, kept, neighbors, parameters, sign, position_stride, batch, n, centres, slots, channels}
+    {features, scores, positions, kept, neighbors, parameters, sign, position_stride, batch, n, centres, slots,      \
+     channels}
 #define EXPORT(T, SUFFIX)                                                                                            \
     extern "C" void forward_##SUFFIX(const Threads* threads, INPUTS(T), T* out, SIZES) {                             \
         forward<T>(threads, PROBLEM, out);                                                                           \

@@ -1,8 +1,8 @@
 // Values read at places between tokens, on a CPU: out_h = sum_p attention_p sum_k w_pk value_kh, w of Shepard (paper
 // sec. 4.1), and its gradients.
 //
-// A row is one query and head; it reads P places, each from k tokens: given ones, or those that a table has for the cell
-// that the place rounds to. Rows are taken in blocks. A block first computes the weights of all its places, with a
+// A row is one query and head; it reads P places, each from k tokens: given ones, or those that a table has for the
+// cell that the place rounds to. Rows are taken in blocks. A block first computes the weights of all its places, with a
 // vector's lanes standing for places; then sums the values of each row, lanes standing for channels.
 #include "vector_math.h"
 
@@ -53,7 +53,7 @@ struct Block {
         present = away_y + p.k * size;   // (k): 1, 0 where there is no token
         weights = present + p.k * size;  // (k)
         share = weights + p.k * size;    // (k): d^2a u, nearly 1; this and the next for the backward pass
-        by_power = share + p.k * size;   // (k): derivative of -log2 u by a, but for what all k of a place have in common
+        by_power = share + p.k * size;   // (k): derivative of -log2 u by a, less what all k of a place share
         cells = integers.data();
         tokens = cells + size;           // (k)
     }
@@ -63,24 +63,35 @@ struct Block {
         first = number * p.block_rows(), count = std::min(p.block_rows(), p.rows() - first), used = count * p.points;
         const T* places = p.places + 2 * first * p.points;
         for (int64_t s = 0; s < size; s++) x[s] = s < used ? places[2 * s] : 0, y[s] = s < used ? places[2 * s + 1] : 0;
-        for (int64_t s = 0; s < size; s++) attention[s] = s < used && p.attention ? p.attention[first * p.points + s] : 1;
-        for (int64_t i = used; i < size; i++)
-            for (int64_t j = 0; j < p.k; j++) load_token(j * size + i, i, -1, p.positions);
-        p.nearest ? load_nearest() : look_up();
+        std::fill_n(attention, size, (T)1);
+        if (p.attention) std::copy_n(p.attention + first * p.points, used, attention);
+        const std::vector<int32_t> none(p.k, -1);
+        for (int64_t s = used; s < size; s++) load_tokens(s, p.k, none.data(), p.positions);
+        if (p.nearest)
+            load_nearest();
+        else
+            look_up();
     }
 
-    void load_token(int64_t slot, int64_t s, int32_t token, const T* positions) {
-        const T* at = positions + 2 * (int64_t)(token < 0 ? 0 : token);
-        tokens[slot] = token, present[slot] = token >= 0;
-        away_x[slot] = x[s] - at[0], away_y[slot] = y[s] - at[1];
+    // The k tokens of place s.
+    INLINE void load_tokens(int64_t s, int64_t k, const int32_t* from, const T* positions) {
+        int32_t* token = tokens + s;
+        T *here = present + s, *dx = away_x + s, *dy = away_y + s;
+        const T px = x[s], py = y[s];
+        const int64_t step = size;
+        for (int64_t j = 0; j < k; j++) {
+            const int64_t t = from[j];
+            const T* at = positions + 2 * (t < 0 ? 0 : t);
+            token[j * step] = (int32_t)t, here[j * step] = t < 0 ? (T)0 : (T)1;
+            dx[j * step] = px - at[0], dy[j * step] = py - at[1];
+        }
     }
 
     void load_nearest() {
         const int32_t* nearest = p.nearest + first * p.points * p.k;
         for (int64_t row = 0, s = 0; row < count; row++) {
             const T* positions = p.positions + p.image_of(first + row) * p.position_stride;
-            for (int64_t point = 0; point < p.points; point++, s++)
-                for (int64_t j = 0; j < p.k; j++) load_token(j * size + s, s, nearest[s * p.k + j], positions);
+            for (int64_t point = 0; point < p.points; point++, s++) load_tokens(s, p.k, nearest + s * p.k, positions);
         }
     }
 
@@ -101,8 +112,7 @@ struct Block {
             for (int64_t level = 0; level < p.levels; level++) {
                 const int32_t* table = p.tables + (level * p.batch + image) * of_image;
                 for (int64_t end = s + points; s < end; s++)
-                    for (int64_t j = 0; j < TABLE_TOKENS; j++)
-                        load_token(j * size + s, s, table[cells[s] * TABLE_TOKENS + j], positions);
+                    load_tokens(s, TABLE_TOKENS, table + cells[s] * TABLE_TOKENS, positions);
             }
         }
     }
@@ -149,23 +159,51 @@ struct Block {
     void weigh(bool backward) { p.k == 4 ? weigh<4>(backward) : weigh<0>(backward); }
 };
 
-// out = sum_s weights[s] values[tokens[s]] of VECTORS vectors of channels, s over `points` places of a row and k tokens.
-template <class T, int VECTORS>
+// out = sum_s weights[s] values[tokens[s]] of VECTORS vectors of channels, s over the places of a row and their tokens,
+// K of a place (0: any number).
+template <class T, int K, int VECTORS>
 INLINE void sum_row(const Block<T>& block, const T* values, int64_t s, T* out) {
-    const int64_t stride = block.p.heads * block.p.d, k = block.p.k;
-    Vector<T> sum[2][VECTORS] = {};
+    const int64_t stride = block.p.heads * block.p.d, k = K ? K : block.p.k, size = block.size;
+    const int32_t* tokens = block.tokens;
+    const T* weights = block.weights;
+    Vector<T> even[VECTORS] = {}, odd[VECTORS] = {};
     for (const int64_t end = s + block.p.points; s < end; s++) {
-        int64_t j = 0;
-        for (; j < k; j++) {
-            const int64_t token = block.tokens[j * block.size + s];
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < k; j++) {
+            const int64_t token = tokens[j * size + s];
             if (token < 0) continue;
-            const T weight = block.weights[j * block.size + s];
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++)
-                sum[j & 1][v] += load(values + token * stride + v * LANES<T>) * weight;
+            const T* row = values + token * stride;
+            const T weight = weights[j * size + s];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) {
+                if (K && j % 2)
+                    odd[v] += load(row + v * LANES<T>) * weight;
+                else
+                    even[v] += load(row + v * LANES<T>) * weight;
+            }
         }
     }
-    for (int v = 0; v < VECTORS; v++) store<T>(out + v * LANES<T>, sum[0][v] + sum[1][v]);
+    for (int v = 0; v < VECTORS; v++) store<T>(out + v * LANES<T>, even[v] + odd[v]);
+}
+
+template <class T, int K>
+void sum_rows(const Block<T>& block, T* out) {
+    const Problem<T>& p = block.p;
+    for (int64_t row = 0; row < block.count; row++, out += p.d) {
+        const T* values = p.values_of(block.first + row);
+        int64_t c = 0, s = row * p.points;
+        for (; c + 4 * LANES<T> <= p.d; c += 4 * LANES<T>) sum_row<T, K, 4>(block, values + c, s, out + c);
+        for (; c + 2 * LANES<T> <= p.d; c += 2 * LANES<T>) sum_row<T, K, 2>(block, values + c, s, out + c);
+        for (; c + LANES<T> <= p.d; c += LANES<T>) sum_row<T, K, 1>(block, values + c, s, out + c);
+        for (; c < p.d; c++) {
+            T sum = 0;
+            for (int64_t i = s; i < s + p.points; i++)
+                for (int64_t slot = i; slot < p.k * block.size; slot += block.size)
+                    if (block.tokens[slot] >= 0)
+                        sum += block.weights[slot] * values[block.tokens[slot] * p.heads * p.d + c];
+            out[c] = sum;
+        }
+    }
 }
 
 // out (B, q, H, d)
@@ -178,27 +216,13 @@ void forward(const Threads* threads, const Problem<T>& p, T* out_all) {
             block.weigh(false);
             for (int64_t j = 0; j < p.k; j++)
                 for (int64_t s = 0; s < block.size; s++) block.weights[j * block.size + s] *= block.attention[s];
-            for (int64_t row = 0; row < block.count; row++) {
-                const T* values = p.values_of(block.first + row);
-                T* out = out_all + (block.first + row) * p.d;
-                int64_t c = 0, s = row * p.points;
-                for (; c + 4 * LANES<T> <= p.d; c += 4 * LANES<T>) sum_row<T, 4>(block, values + c, s, out + c);
-                for (; c + 2 * LANES<T> <= p.d; c += 2 * LANES<T>) sum_row<T, 2>(block, values + c, s, out + c);
-                for (; c + LANES<T> <= p.d; c += LANES<T>) sum_row<T, 1>(block, values + c, s, out + c);
-                for (; c < p.d; c++) {
-                    T sum = 0;
-                    for (int64_t i = s; i < s + p.points; i++)
-                        for (int64_t slot = i; slot < p.k * block.size; slot += block.size)
-                            if (block.tokens[slot] >= 0)
-                                sum += block.weights[slot] * values[block.tokens[slot] * p.heads * p.d + c];
-                    out[c] = sum;
-                }
-            }
+            T* out = out_all + block.first * p.d;
+            p.k == 4 ? sum_rows<T, 4>(block, out) : sum_rows<T, 0>(block, out);
         }
     });
 }
 
-// products[s] = grad . values[tokens[s]], 0 where there is no token, for the slots of a row; grad (d), products (k, size)
+// products[s] = grad . values[tokens[s]], 0 without a token, for the slots of a row; grad (d), products (k, size)
 template <class T>
 void project_row(const Block<T>& block, const T* values, const T* grad, int64_t s, T* products) {
     const int64_t d = block.p.d, stride = block.p.heads * d;
@@ -292,8 +316,8 @@ void scatter_values(const Threads* threads, const Problem<T>& p, const T* grad, 
     });
 }
 
-// grad (B, q, H, d), grad_places (B, q, H, P, 2), grad_attention (B, q, H, P), grad_values (B, n, H, d), grad_power (1);
-// null where not wanted
+// grad (B, q, H, d), grad_places (B, q, H, P, 2) or null, grad_attention (B, q, H, P) or null,
+// grad_values (B, n, H, d), grad_power (1)
 template <class T>
 void backward(const Threads* threads, const Problem<T>& p, const T* grad, T* grad_places, T* grad_attention,
               T* grad_values, T* grad_power) {
@@ -334,7 +358,8 @@ void backward(const Threads* threads, const Problem<T>& p, const T* grad, T* gra
 }  // namespace
 
 #define INPUTS(T)                                                                                                      \
-    const T *places, const T *attention, const T *positions, const T *values, const int32_t *nearest, const int32_t *tables
+    const T *places, const T *attention, const T *positions, const T *values, const int32_t *nearest,                  \
+        const int32_t *tables
 #define SIZES                                                                                                          \
     double half_power, int64_t position_stride, int64_t batch, int64_t queries, int64_t heads, int64_t points,         \
         int64_t k, int64_t n, int64_t d, int64_t levels, int64_t height, int64_t width
