@@ -23,8 +23,8 @@ class HCFormer(Segmenter):
         self.mask_features = nn.Linear(config.hidden_dim, config.hidden_dim)
         self.decoder = QueryDecoder(config, levels=1)
 
-    def segment(self, images):
-        """Images (B, 3, H, W) of one size -> SegmenterOutput."""
+    def segment(self, images, auxiliary=True):
+        """Images (B, 3, H, W) of one size -> SegmenterOutput, with or without auxiliary logits."""
         stages, token_sets = self.backbone.run_token_sets(images)
         canvas, last = token_sets[0].canvas, token_sets[-1]
         assignments = [
@@ -32,7 +32,7 @@ class HCFormer(Segmenter):
             for assign, t, s in zip(self.assignments, token_sets[:-1], stages[:-1], strict=True)
         ]
         memory = self.projection(last.features)
-        predictions = self.decoder(self.mask_features(memory), [memory], [last.positions])
+        predictions = self.decoder(self.mask_features(memory), [memory], [last.positions], auxiliary=auxiliary)
         return output([(classes, climb(masks, assignments).unflatten(2, canvas)) for classes, masks in predictions])
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from .deformable import LOOKUPS, DeformableAttention, lookup_tables
 from .interpolation import shepard
+from .ops.indexing import gather_rows
 from .pointconv import PointConv
 from .segmenter import Segmenter, output
 
@@ -79,8 +80,8 @@ class EncoderLayer(nn.Module):
     def forward(self, source, code, positions, level_sizes, canvas, tables):
         """source and code (B, n, D), positions (B, n, 2) of all levels -> (B, n, D)."""
         update = self.attention(source + code, positions, source, level_sizes, canvas, tables)
-        source = self.norm1(source + update)
-        return self.norm2(source + self.fc2(self.fc1(source).relu()))
+        source = self.norm1(update.add_(source))
+        return self.norm2(self.fc2(self.fc1(source).relu_()).add_(source))
 
 
 def init_matrices(module):
@@ -170,7 +171,7 @@ class DecoderLayer(nn.Module):
         update = self.cross_attention(out + seat, memory + code, memory, attn_mask=mask, need_weights=False)[0]
         out = self.cross_norm(out + update)
         out = self.self_norm(out + self.self_attention(out + seat, out + seat, out, need_weights=False)[0])
-        return self.ffn_norm(out + self.fc2(self.fc1(out).relu()))
+        return self.ffn_norm(out + self.fc2(self.fc1(out).relu_()))
 
 
 class QueryDecoder(nn.Module):
@@ -191,10 +192,14 @@ class QueryDecoder(nn.Module):
     def predict(self, out, mask_features):
         """Classes and masks of queries (B, q, D) and tokens (B, t, D): -> (B, q, classes + 1), (B, q, t)."""
         y = self.norm(out)
-        x = self.mask_head[2](self.mask_head[1](self.mask_head[0](y).relu()).relu())
-        return self.class_head(y), x @ mask_features.transpose(1, 2)
+        return self.class_head(y), self._masks(y, mask_features)
 
-    def forward(self, mask_features, levels, level_positions, at=None):
+    def _masks(self, y, mask_features):
+        """Mask logits (B, q, t) of queries (B, q, D) after the norm, at tokens (B, t, D)."""
+        x = self.mask_head[2](self.mask_head[1](self.mask_head[0](y).relu()).relu())
+        return x @ mask_features.transpose(1, 2)
+
+    def forward(self, mask_features, levels, level_positions, at=None, auxiliary=True):
         """Make a prediction from the learnt queries and one after every layer.
 
         Parameters
@@ -204,6 +209,8 @@ class QueryDecoder(nn.Module):
         levels, level_positions : lists of (B, n, D) and (B, n, 2) tensors
         at : list of (B, n) int64 tensors, optional
             Where each level's tokens are among those t; by default they are the same tokens.
+        auxiliary : bool
+            If false only the last prediction is made: of those before it the attention masks alone, on their level.
 
         Returns
         -------
@@ -211,15 +218,21 @@ class QueryDecoder(nn.Module):
         """
         codes = level_codes(level_positions, self.config.hidden_dim, self.config.sine_max, levels[0].dtype)
         out = self.query_features.weight.expand(len(mask_features), -1, -1)
-        predictions = [self.predict(out, mask_features)]
+        predictions = [self.predict(out, mask_features)] if auxiliary else []
+        on_levels = at is not None and not auxiliary
+        features = [gather_rows(mask_features, tokens) for tokens in at] if on_levels else [mask_features] * len(levels)
         for i, layer in enumerate(self.layers):
             level = i % len(levels)
             memory = levels[level] + self.level_embedding.weight[level]
-            masks = predictions[-1][1]
-            if at is not None:
-                masks = masks.gather(2, at[level][:, None].expand(-1, masks.shape[1], -1))
+            if not auxiliary:
+                masks = self._masks(self.norm(out), features[level])
+            elif at is None:
+                masks = predictions[-1][1]
+            else:
+                masks = predictions[-1][1].gather(2, at[level][:, None].expand(-1, out.shape[1], -1))
             out = layer(out, memory, codes[level], blocked_by(masks), self.query_positions.weight)
-            predictions.append(self.predict(out, mask_features))
+            if auxiliary or i + 1 == len(self.layers):
+                predictions.append(self.predict(out, mask_features))
         return predictions
 
 
@@ -233,11 +246,11 @@ class Mask2Former(Segmenter):
         self.pixel_decoder = PixelDecoder(config, backbone.config.dims)
         self.decoder = QueryDecoder(config)
 
-    def segment(self, images):
-        """Images (B, 3, H, W) of one size -> SegmenterOutput."""
+    def segment(self, images, auxiliary=True):
+        """Images (B, 3, H, W) of one size -> SegmenterOutput, with or without auxiliary logits."""
         token_sets = self.backbone(images)
         mask_features, levels = self.pixel_decoder(token_sets)
         canvas, positions = token_sets[0].canvas, [t.positions for t in token_sets[:0:-1]]
         at = [p[..., 1] * canvas[1] + p[..., 0] for p in positions]  # the finest tokens are all cells, in raster order
-        predictions = self.decoder(mask_features, levels, positions, at)
+        predictions = self.decoder(mask_features, levels, positions, at, auxiliary)
         return output([(classes, masks.unflatten(2, canvas)) for classes, masks in predictions])

@@ -16,7 +16,7 @@ class SegmenterOutput:
 
     class_queries_logits: Tensor  # (B, q, classes + 1); the last class is "no object"
     masks_queries_logits: Tensor  # (B, q, h, w)
-    auxiliary_logits: list  # of dicts with both keys: of the learnt queries and of every layer but the last
+    auxiliary_logits: list  # of dicts with both keys: of the learnt queries and of every layer but the last; or empty
 
 
 def pad_images(images):
@@ -43,7 +43,7 @@ def pad_images(images):
 class Segmenter(nn.Module):
     """A backbone with a head; subclasses define ``segment(images)`` for images of one size."""
 
-    def forward(self, images, pixel_mask=None):
+    def forward(self, images, pixel_mask=None, output_auxiliary_logits=None):
         """Segment a batch.
 
         Images of one size run together, each without its padding, so that an image's result does not depend on how much
@@ -57,6 +57,10 @@ class Segmenter(nn.Module):
             1 where there is an image, from the top left corner; 0 in the padding (``pad_images``). By default all is
             image.
 
+        output_auxiliary_logits : bool, optional
+            Whether to return the predictions before the last one too, which the loss wants and costs time; by default
+            where gradients are recorded.
+
         Returns
         -------
         SegmenterOutput
@@ -69,13 +73,14 @@ class Segmenter(nn.Module):
         """
         if len(images) == 0:
             return self._of_nothing(prepare_image(images))
+        auxiliary = torch.is_grad_enabled() if output_auxiliary_logits is None else output_auxiliary_logits
         if pixel_mask is None:
-            return self.segment(images)
+            return self.segment(images, auxiliary)
         groups = _groups(images, pixel_mask)
         if len(groups) > 1 and self.config.sine_max == "batch":
             raise ValueError('sine_max="batch" ties an image to its batch; for several sizes use sine_max="image"')
         canvas = [-(-side // 4) for side in images.shape[2:]]
-        outputs = [self.segment(images[index, :, :h, :w]) for (h, w), index in groups.items()]
+        outputs = [self.segment(images[index, :, :h, :w], auxiliary) for (h, w), index in groups.items()]
         back = torch.tensor(sum(groups.values(), [])).argsort().to(images.device)
         predictions = [[_pair(o) for o in (*output.auxiliary_logits, output)] for output in outputs]
         return output([_merged(layer, back, canvas) for layer in zip(*predictions, strict=True)])

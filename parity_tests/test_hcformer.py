@@ -81,7 +81,7 @@ def test_twins_agree_in_float64(height, width, options):
     model, weights = segmenter("hcformer", **options)
     batch = pictures(height, width)
     with torch.no_grad():
-        got = predictions(model.double()(torch.from_numpy(batch)))
+        got = predictions(model.double()(torch.from_numpy(batch), output_auxiliary_logits=True))
     head = reference.mask2former.HeadConfig(**vars(model.config))
     for i, image in enumerate(batch):
         stages, sets = stages_of(model, weights, image)

@@ -51,7 +51,19 @@ FAST_ONLY = {  # unchecked forms, how to gather, how to begin, and what the refe
 RENAMED = {"image": "images"}  # the backbone of fast takes a batch
 EXTRA = {  # what fast may take beside
     *("dtype", "device", "return_stages", "pre_logits", "checkpointing", "geometry"),
-    *("images", "canvas", "tables", "seat", "at", "pixel_mask", "parameters", "grid_size", "weight_sum"),
+    *(
+        "images",
+        "canvas",
+        "tables",
+        "seat",
+        "at",
+        "pixel_mask",
+        "parameters",
+        "grid_size",
+        "weight_sum",
+        "auxiliary",
+        "output_auxiliary_logits",
+    ),
 }
 SHARED_VALUES = {
     "curves": ["CURVES"],

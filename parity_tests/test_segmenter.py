@@ -27,8 +27,8 @@ def pictures():
 def test_padding_changes_nothing_of_the_unpadded_part(head):
     model, images = segmenter(head), pictures()
     with torch.no_grad():
-        together = model(*fast.pad_images(images))
-        alone = [model(image[None]) for image in images]
+        together = model(*fast.pad_images(images), output_auxiliary_logits=True)
+        alone = [model(image[None], output_auxiliary_logits=True) for image in images]
     for i, one in enumerate(alone):
         h, w = one.masks_queries_logits.shape[2:]
         layers = zip([*together.auxiliary_logits, vars(together)], [*one.auxiliary_logits, vars(one)], strict=True)
@@ -44,6 +44,17 @@ def test_what_lies_in_the_padding_does_not_matter():
     with torch.no_grad():
         clean, dirty = model(images, mask), model(images.masked_fill(~mask[:, None], 7.0), mask.int())
     assert torch.equal(clean.masks_queries_logits, dirty.masks_queries_logits)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_without_auxiliary_logits_the_result_is_the_same(head):
+    model, image = segmenter(head), pictures()[0][None]
+    with torch.no_grad():
+        whole, alone = model(image, output_auxiliary_logits=True), model(image)
+    assert len(whole.auxiliary_logits) == 2 and alone.auxiliary_logits == []
+    for name in ("class_queries_logits", "masks_queries_logits"):
+        torch.testing.assert_close(getattr(alone, name), getattr(whole, name), rtol=1e-9, atol=1e-9)
+    assert len(model(image).auxiliary_logits) == 2  # where gradients are recorded
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -39,7 +39,7 @@ def test_reference_reproduces_every_layer_from_the_image(head, name):
     model, weights = segmenter(head, backbone_overrides=backbone, **options)
     images = batch_of(height, width, dtype=torch.float64)
     with torch.no_grad():
-        got = predictions(model.double()(images))
+        got = predictions(model.double()(images, output_auxiliary_logits=True))
     for i, image in enumerate(images.numpy()):
         expected = reference_segment(model, weights, image)
         assert len(got) == len(expected)
@@ -55,7 +55,7 @@ def test_any_size_and_any_batch_after_any_other(head, height, width):
     model, _ = segmenter(head)
     h, w, layers = -(-height // 4), -(-width // 4), SMALL_HEAD["decoder_layers"]
     for batch in (1, 3, 2):
-        output = model(batch_of(height, width, batch))
+        output = model(batch_of(height, width, batch), output_auxiliary_logits=True)
         assert output.class_queries_logits.shape == (batch, 6, 6)
         assert output.masks_queries_logits.shape == (batch, 6, h, w)
         assert len(output.auxiliary_logits) == layers

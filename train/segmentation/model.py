@@ -154,7 +154,7 @@ def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
         key = (inside, free)
         group = {"lr": rate * (config.optim.backbone if inside else 1), "weight_decay": 0.0 if free else decay}
         groups.setdefault(key, group | {"params": []})["params"].append(parameter)
-    return torch.optim.AdamW([groups[key] for key in sorted(groups)], betas=config.optim.betas)
+    return torch.optim.AdamW([groups[key] for key in sorted(groups)], betas=config.optim.betas, fused=True)
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: Config):
