@@ -19,6 +19,7 @@ from train.checkpoint import write_file
 from train.config import load_config
 from train.errors import UserError, run_command
 from train.focus import is_inside
+from train.outputs import MANIFEST
 from train.segmentation import inference
 from train.segmentation.augment import EvalTransform
 from train.segmentation.config import Judge
@@ -187,6 +188,7 @@ def test_predict_writes_pictures_and_json(tmp_path, weights, task, capsys):
     assert "skipped cannot read picture" in captured.err and "bad.png" in captured.err
     assert "3 pictures" in captured.out and "1 unreadable" in captured.out
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
+    assert written.pop(0) == MANIFEST
     assert written == ["a.jpg.json", "a.jpg.png", "a.png.json", "a.png.png", "deep/b.json", "deep/b.png"]
     result = json.loads((out / "deep" / "b.json").read_text())
     assert result["size"] == [70, 40] and result["task"] == task and result["segments"]

@@ -4,7 +4,8 @@
     python -m train.predict PICTURE_OR_FOLDER --official WEIGHTS --config ade20k_mini --out predictions
 
 For each picture: NAME.png, the overlay with names and scores and beside it the tokens kept, and NAME.json, the segments
-with COCO's run lengths. Exit code 1 if a picture could not be read.
+with COCO's run lengths. Nothing is written over an input, or over a file that is not as we wrote it. Exit code 1 if a
+picture could not be read.
 """
 
 import json
@@ -21,7 +22,8 @@ from .config import load_config, override
 from .distributed import Ranks
 from .errors import Parser, UserError, one_line, run_command
 from .evaluation import autocast
-from .reading import ImageError, list_pictures
+from .outputs import Outputs
+from .reading import ImageError, describe_unread, list_pictures
 from .segmentation.augment import EvalTransform
 from .segmentation.config import Config
 from .segmentation.inference import predict
@@ -31,7 +33,7 @@ from .segmentation.pictured import draw_result, list_segments
 from .segmentation.pictures import read_picture
 from .segmentation.tokens import find_tokens
 from .segmentation.types import TASKS, Vocabulary
-from .show import save_figure
+from .show import as_png
 from .weights import weights_of
 
 
@@ -97,31 +99,40 @@ def open_predictor(checkpoint: str | None, config: str | None, official: str | N
     return Predictor(model.eval().to(ranks.device), settings, vocabulary, task, ranks)
 
 
-def find_pictures(path: Path) -> dict[str, Path]:
-    """Name the pictures at a path: a folder's by where they lie in it."""
+def find_pictures(path: Path, out: Path) -> dict[str, Path]:
+    """Name the pictures at a path: a folder's by where they lie in it; what was written by us is left out."""
     if not path.exists():
         raise UserError(f"no picture or folder {path}")
-    if path.is_file():
+    if not path.is_dir():
         return {path.stem: path}
-    pictures = list_pictures(path)
-    if not pictures:
-        raise UserError(f"no pictures in {path}")
-    inner = [each.relative_to(path) for each in pictures]
+    own, target = Outputs(path), out.resolve()
+    inside = path.resolve() in target.parents
+    inner = [
+        each.relative_to(path) for each in list_pictures(path) if not (inside and target in each.resolve().parents)
+    ]
+    inner = [each for each in inner if not own.is_own(each.as_posix())]
+    unread = describe_unread(path)
+    if not inner:
+        raise UserError(f"no pictures in {path}{f' ({unread})' if unread else ''}")
+    if unread:
+        print(f"note: {unread}", file=sys.stderr)
     plain = [each.with_suffix("").as_posix() for each in inner]
     names = [name if plain.count(name) == 1 else each.as_posix() for name, each in zip(plain, inner, strict=True)]
-    return dict(zip(names, pictures, strict=True))
+    if len(set(names)) < len(names):
+        names = [each.as_posix() for each in inner]
+    return {name: path / each for name, each in zip(names, inner, strict=True)}
 
 
-def write_result(predictor: Predictor, name: str, path: Path, options) -> int:
+def write_result(predictor: Predictor, name: str, path: Path, outputs: Outputs, options) -> int:
     """Segment one picture, write NAME.png and NAME.json, and count its segments."""
-    picture, out = read_picture(path), Path(options.out)
+    picture = read_picture(path)
     found, stages, inner = predictor(picture, options.task)
     segments = list_segments(options.task, found, predictor.vocabulary, options.least)
     height, width = picture.shape[:2]
     title = f"{path.name}, {width} x {height}: {options.task}"
-    save_figure(draw_result(picture, segments, stages, inner, title), out / f"{name}.png")
     result = {"picture": str(path), "size": [height, width], "task": options.task, "segments": segments}
-    (out / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
+    outputs.write(f"{name}.png", as_png(draw_result(picture, segments, stages, inner, title)))
+    outputs.write(f"{name}.json", json.dumps(result).encode())
     return len(segments)
 
 
@@ -136,7 +147,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--least", type=float, default=0.5, help="instance: least score shown and listed")
     parser.add_argument("--out", default="predictions", help="folder to write to")
     options, overrides = parser.parse_known_args(arguments)
-    pictures = find_pictures(Path(options.path))
+    pictures = find_pictures(Path(options.path), Path(options.out))
+    weights = [Path(each) for each in (options.checkpoint, options.official) if each]
+    outputs = Outputs(Path(options.out), [*pictures.values(), *weights])
+    outputs.check(f"{name}.{kind}" for name in pictures for kind in ("png", "json"))
     predictor = open_predictor(options.checkpoint, options.config, options.official, overrides)
     options.task = options.task or predictor.task
     if options.task != "semantic" and not predictor.vocabulary.things:
@@ -144,7 +158,7 @@ def main(arguments: list[str]) -> int:
     counts, skipped = [], 0
     for name, path in tqdm(pictures.items(), unit="picture", leave=False, disable=None):
         try:
-            counts.append(write_result(predictor, name, path, options))
+            counts.append(write_result(predictor, name, path, outputs, options))
         except ImageError as error:
             skipped += 1
             tqdm.write(f"skipped {one_line(error)}", file=sys.stderr)

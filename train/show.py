@@ -6,6 +6,7 @@
 Without a picture: scikit-image's astronaut. Without weights: a new network, whose scores mean nothing yet.
 """
 
+import io
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .config import Config
 from .drawing import draw_stages
 from .errors import Parser, UserError, one_line, run_command
 from .evaluate import open_trained
+from .outputs import Outputs
 from .reading import READ_ERRORS, open_rgb
 
 LONGEST = 16  # times the short side: more slender pictures are shown smaller
@@ -111,8 +113,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", help="config of the official weights")
     parser.add_argument("--model", default="aff_mini", help="a new network of this name, if no weights are given")
     parser.add_argument("--size", type=int, help="short side in pixels; default: the config's")
-    parser.add_argument("--out", default="tokens.png", help="picture to write")
+    parser.add_argument("--out", default="tokens.png", help="PNG to write; never over a file that is not ours")
     options = parser.parse_args(arguments)
+    out = Path(options.out)
+    outputs = Outputs(out.parent, [each for each in (options.picture, options.checkpoint, options.official) if each])
+    outputs.check([out.name])
     model, config, weights = open_network(options)
     picture = open_picture(options.picture, options.size or config.data.size)
     try:
@@ -121,18 +126,25 @@ def main(arguments: list[str]) -> int:
         raise UserError(one_line(error)) from error
     name, (height, width, _) = Path(options.picture or "astronaut").name, picture.shape
     title = f"{config.model.name} ({weights}) on {name}, {width} x {height}"
-    save_figure(draw_stages(picture, stages, title), Path(options.out))
+    outputs.write(out.name, as_png(draw_stages(picture, stages, title)))
     print(f"wrote {options.out}: tokens per stage {', '.join(str(len(stage['positions'])) for stage in stages)}")
     return 0
 
 
 def save_figure(figure, path: Path) -> None:
-    """Write a figure as PNG."""
+    """Write a figure as PNG into a folder of our own."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        path.write_bytes(as_png(figure))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {path}: {one_line(error)}") from error
+
+
+def as_png(figure) -> bytes:
+    """Draw a figure as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ panoptic     COCO: ``panoptic_SPLIT_results.json`` and a folder of that name wit
 Pictures are written image by image; what goes into a json is kept, as run lengths, until ``close``.
 """
 
+import io
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..distributed import Ranks
+from ..outputs import Outputs
 from .cityscapes_eval import id_colours
 from .results import Instance, Panoptic, by_id, decode, image_id
 from .types import Vocabulary
@@ -31,7 +33,7 @@ class Writer(ABC):
     Parameters
     ----------
     folder : Path
-        Made if it is not there.
+        Made if it is not there; no file in it is written over that is not as we wrote it.
     vocabulary : Vocabulary
     split : str
         "val" or "test", for the names of files.
@@ -39,7 +41,14 @@ class Writer(ABC):
 
     def __init__(self, folder: Path, vocabulary: Vocabulary, split: str = "val"):
         self.folder, self.vocabulary, self.split = Path(folder), vocabulary, split
+        self.outputs = Outputs(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, name: str, picture: np.ndarray) -> None:
+        """Write a picture as PNG."""
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG")
+        self.outputs.write(name, buffer.getvalue())
 
     @abstractmethod
     def add(self, name: str, prediction) -> None:
@@ -73,7 +82,7 @@ class SemanticWriter(PictureWriter):
 
     def add(self, name: str, prediction: np.ndarray) -> None:
         """Write an image's labels."""
-        Image.fromarray(self.ids[prediction]).save(self.folder / f"{stem(name)}.png")
+        self.save(f"{stem(name)}.png", self.ids[prediction])
 
 
 class CityscapesInstanceWriter(PictureWriter):
@@ -81,14 +90,12 @@ class CityscapesInstanceWriter(PictureWriter):
 
     def add(self, name: str, prediction: list[Instance]) -> None:
         """Write an image's objects; without any, an empty text file."""
-        masks = self.folder / "masks"
-        masks.mkdir(exist_ok=True)
         lines = []
         for number, each in enumerate(prediction):
-            path = masks / f"{stem(name)}_{number:03d}.png"
-            Image.fromarray(np.where(decode(each.rle), np.uint8(255), np.uint8(0))).save(path)
-            lines.append(f"masks/{path.name} {self.id_of(each.label)} {each.score:.9g}\n")
-        (self.folder / f"{stem(name)}.txt").write_text("".join(lines))
+            mask = f"masks/{stem(name)}_{number:03d}.png"
+            self.save(mask, np.where(decode(each.rle), np.uint8(255), np.uint8(0)))
+            lines.append(f"{mask} {self.id_of(each.label)} {each.score:.9g}\n")
+        self.outputs.write(f"{stem(name)}.txt", "".join(lines).encode())
 
 
 class JsonWriter(Writer):
@@ -97,6 +104,7 @@ class JsonWriter(Writer):
     def __init__(self, folder: Path, vocabulary: Vocabulary, split: str = "val"):
         super().__init__(folder, vocabulary, split)
         self.images: dict[str, list | dict] = {}
+        self.outputs.check([self.path.name])
 
     @property
     @abstractmethod
@@ -113,7 +121,8 @@ class JsonWriter(Writer):
         for part in ranks.gather(self.images) if ranks else [self.images]:
             images |= part
         if ranks is None or ranks.first:
-            self.path.write_text(json.dumps(self.content([images[name] for name in sorted(images, key=by_id)])))
+            content = self.content([images[name] for name in sorted(images, key=by_id)])
+            self.outputs.write(self.path.name, json.dumps(content).encode())
 
 
 class CocoInstanceWriter(JsonWriter):
@@ -154,10 +163,8 @@ class PanopticWriter(JsonWriter):
 
     def add(self, name: str, prediction: Panoptic) -> None:
         """Write an image's map and keep its segments."""
-        pictures = self.path.with_suffix("")
-        pictures.mkdir(exist_ok=True)
         file = f"{stem(name)}.png"
-        Image.fromarray(id_colours(prediction.map)).save(pictures / file)
+        self.save(f"{self.path.stem}/{file}", id_colours(prediction.map))
         self.images[name] = {
             "image_id": image_id(name),
             "file_name": file,
