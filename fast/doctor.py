@@ -47,8 +47,17 @@ def machine(device):
     yield f"versions Python {platform.python_version()}, torch {torch.__version__}, " + ", ".join(
         map(version, packages)
     )
+    yield f"threads  {torch.get_num_threads()}, {waiting()}"
     if os.environ.get(dispatch.VARIABLE):
         yield f"forced   {dispatch.VARIABLE}={os.environ[dispatch.VARIABLE]}"
+
+
+def waiting():
+    """Say how threads wait for one another, and what to set where they stall beside other work."""
+    policy = [f"{name}={os.environ[name]}" for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
+    if policy:
+        return f"waiting by {', '.join(policy)}"
+    return "waiting by spinning, which stalls them beside other work: set GOMP_SPINCOUNT=100 before Python starts"
 
 
 def version(package):

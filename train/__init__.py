@@ -1,4 +1,4 @@
-"""Training rooms: data, recipes, the loop, evaluation and pictures of AutoFocusFormer.
+"""Training: data, recipes, the loop, evaluation and pictures of AutoFocusFormer.
 
 Commands (each has ``--help``):
 
@@ -19,3 +19,10 @@ optimiser, schedule, loss), ``run`` and ``engine`` (the loop), ``checkpoint`` (w
 subpackage ``segmentation``, whose task is in ``segmentation.trainer``.
 Augmentation is a function of (seed, epoch, image number) alone, so the number of workers changes no result.
 """
+
+import os
+
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+    # Read when torch is imported: a thread that waits spins for a moment only, not for milliseconds, which stalls all
+    # threads beside other work.
+    os.environ["GOMP_SPINCOUNT"] = "100"

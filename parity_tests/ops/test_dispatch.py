@@ -1,5 +1,6 @@
 """Which path is taken: the choice, the switch, and what happens when a kernel fails."""
 
+import os
 import subprocess
 import sys
 
@@ -143,6 +144,37 @@ def test_the_doctor_names_every_operator_its_path_and_why_not_the_others(capsys)
     assert f"attention: {dispatch.path('attention', CPU)} (" in told
     assert "    not triton: needs a CUDA device, not cpu" in told
     assert "    not plain: a better one is there" in told
+
+
+def test_the_doctor_says_how_threads_wait(capsys, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "100")
+    doctor.main(["--device", "cpu"])
+    assert f"threads  {torch.get_num_threads()}, waiting by GOMP_SPINCOUNT=100\n" in capsys.readouterr().out
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    doctor.main(["--device", "cpu"])
+    assert "set GOMP_SPINCOUNT=100 before Python starts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "100 None"), ({"GOMP_SPINCOUNT": "7"}, "7 None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE")],
+    ids=["nothing", "a_count", "a_policy"],
+)
+def test_training_sets_how_threads_wait_before_torch_is_there_unless_the_user_has(given, found):
+    code = """
+import sys, os, train
+assert "torch" not in sys.modules
+print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))
+"""
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
+    options = {"capture_output": True, "text": True, "env": environment, "check": True}
+    assert subprocess.run([sys.executable, "-c", code], **options).stdout == found + "\n"
+    fast_alone = code.replace('os, train\nassert "torch" not in sys.modules', "os, fast")
+    run = subprocess.run(
+        [sys.executable, "-c", fast_alone], capture_output=True, text=True, env=environment, check=True
+    )
+    assert run.stdout == " ".join(str(given.get(n)) for n in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")) + "\n"
 
 
 def test_the_doctor_checks_the_paths_against_each_other(capsys, monkeypatch):
