@@ -8,7 +8,11 @@ export GOMP_SPINCOUNT ?= 100
 # Runs every cell, with its asserts, in the environment's own kernel; figures and times may differ from the stored ones.
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 
-.PHONY: demo demo-classify test test-notebooks notebooks lab lint bench clean
+KERNELS = -q parity_tests/ops/test_merging_cpu.py parity_tests/ops/test_sampling_cpu.py \
+	parity_tests/ops/test_attention.py parity_tests/ops/test_nearest.py
+FAST = -q parity_tests/test_golden.py parity_tests/test_golden_segmentation.py parity_tests/test_mirror.py $(KERNELS)
+
+.PHONY: demo demo-classify test test-fast test-kernels sanitize test-notebooks notebooks lab lint bench clean
 
 demo: $(VENV)/installed
 	$(RUN) -m train.demo
@@ -19,6 +23,20 @@ demo-classify: $(VENV)/installed
 test: $(VENV)/installed
 	$(RUN) -m pytest
 	$(RUN) -m pytest $(NBVAL)
+
+# What a change of fast/ breaks first: golden vectors, the mirror, the operators' parity.
+test-fast: $(VENV)/installed
+	$(RUN) -m pytest $(FAST)
+
+# The compiled kernels alone; make test-kernels CXX=clang++ for another compiler.
+test-kernels: $(VENV)/installed
+	CXX=$(CXX) $(RUN) -m pytest $(KERNELS)
+
+# The same under the address and undefined-behaviour sanitizers of g++.
+sanitize: $(VENV)/installed
+	CXX=g++ AFF_NATIVE_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+		LD_PRELOAD=$$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+		$(RUN) -m pytest $(KERNELS) -k "not opcheck"
 
 test-notebooks: $(VENV)/installed
 	$(RUN) -m pytest $(NBVAL)

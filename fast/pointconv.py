@@ -8,7 +8,7 @@ from .merging import MID_CHANNELS, weight_network
 from .neighborhoods import nearest_tokens
 
 NEAREST = 9
-TOKENS_AT_ONCE = 4096  # without gradients
+TOKENS_AT_ONCE = 2048  # without gradients
 
 
 class PointConv(nn.Module):
