@@ -3,6 +3,9 @@
 from dataclasses import dataclass, replace
 
 SWIN = "swin_tiny_patch4_window7_224"
+SWIN_MINI = "swin of AFF-Mini's widths and depths"
+SWIN_SEGMENTER = "Mask2Former with Swin-Tiny (transformers)"
+RIVALS = {("model", "aff_mini"): SWIN_MINI, ("segmenter", "aff_tiny"): SWIN_SEGMENTER}  # (group, what): else SWIN
 LARGE = ((512, 512), (1024, 1024), (1024, 2048))
 NEIGHBORS = ("nearest clusters", "nearest tokens", "local stride", "stage geometry")
 FORWARD, BACKWARD, STEP = "forward", "forward + backward", "training step"
@@ -38,7 +41,8 @@ class Comparison:
 
     def rivals(self):
         """Return {column of the ratio: the case to compare with}."""
-        rivals = {"to_swin": replace(self.case, what=SWIN)} if self.swin else {}
+        rival = RIVALS.get((self.case.group, self.case.what), SWIN)
+        rivals = {"to_swin": replace(self.case, what=rival)} if self.swin else {}
         return rivals | ({"to_plain": replace(self.case, plain=True)} if self.plain else {})
 
 
@@ -89,6 +93,9 @@ def _geometry():
 
 
 def _segmenter():
+    for size in (LARGE[0], LARGE[2]):
+        yield Comparison(Case("segmenter", "aff_tiny", size=size, batch=1), swin=True)
+    yield Comparison(Case("segmenter", "aff_tiny", STEP, (256, 256), 2), swin=True)
     yield Comparison(Case("segmenter", "aff_mini", size=(1024, 2048), batch=1))
 
 

@@ -8,9 +8,10 @@ import torch
 
 import fast
 import fast.backbone
+from fast.matching import Objects, SetLoss
 from fast.neighborhoods import StageGeometry
 
-from .cases import STEP, SWIN
+from .cases import STEP, SWIN, SWIN_MINI, SWIN_SEGMENTER
 from .measure import seconds
 
 GEOMETRY = (  # clusters, neighbours and the plan of attention; tokens put cluster after cluster; local stride
@@ -19,14 +20,66 @@ GEOMETRY = (  # clusters, neighbours and the plan of attention; tokens put clust
     (fast.backbone, "local_stride"),
 )
 CLASSES, QUERIES = 19, 100  # of the segmenter: Cityscapes
+OBJECTS = 10  # of a picture that a segmenter trains on
 
 
 def make(case):
     """Return a fresh model: ours, or timm's Swin for the case's image size."""
     torch.manual_seed(0)
+    if case.what == SWIN_SEGMENTER:
+        return swin_segmenter()
     if case.group == "segmenter":
         return fast.create_segmenter(case.what, num_classes=CLASSES, num_queries=QUERIES)
+    if case.what == SWIN_MINI:
+        return swin_mini(case.size)
     return timm.create_model(SWIN, img_size=case.size) if case.what == SWIN else fast.create_model(case.what)
+
+
+class Widths(tuple):
+    """Channels of the stages, which timm's Swin takes as they are; it multiplies them only to learn the last."""
+
+    def __mul__(self, factor):
+        return self[-1]
+
+
+def swin_mini(size):
+    """Return timm's Swin with the widths, depths, heads and MLP ratio of AFF-Mini."""
+    mini = fast.model_config("aff_mini")
+    options = {"depths": mini.depths, "num_heads": mini.heads, "mlp_ratio": mini.mlp_ratio}
+    return timm.models.SwinTransformer(img_size=size, embed_dim=Widths(mini.dims), **options)
+
+
+def swin_segmenter():
+    """Return transformers' Mask2Former with Swin-Tiny, of as many classes and queries as ours."""
+    import transformers
+
+    stages = [f"stage{number}" for number in (1, 2, 3, 4)]
+    tiny = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
+    backbone = transformers.SwinConfig(**tiny, drop_path_rate=0.2, out_features=stages)
+    config = transformers.Mask2FormerConfig(backbone_config=backbone, num_labels=CLASSES, num_queries=QUERIES)
+    return transformers.Mask2FormerForUniversalSegmentation(config)
+
+
+def masks_and_labels(case, device):
+    """Return OBJECTS boxes as masks, bool (g, H, W), and their classes (g,), for each picture of a case."""
+    height, width = case.size
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    side = [4 + 3 * number for number in range(OBJECTS)]
+    masks = torch.stack([(y // 2 % height < s) & (x // 2 % width < 2 * s) for s in side]).to(device)
+    return [(masks, torch.arange(OBJECTS, device=device) % CLASSES)] * case.batch
+
+
+def loss_of(case, called, images, device):
+    """Return a function that computes the training loss of a model's forward pass."""
+    if case.group == "model":
+        labels = torch.arange(case.batch, device=device)
+        return lambda: torch.nn.functional.cross_entropy(called(images), labels)
+    pairs = masks_and_labels(case, device)
+    if case.what == SWIN_SEGMENTER:
+        labels = {"mask_labels": [m.float() for m, _ in pairs], "class_labels": [c for _, c in pairs]}
+        return lambda: called(pixel_values=images, **labels).loss.squeeze()
+    objects, criterion = [Objects(c, m) for m, c in pairs], SetLoss()
+    return lambda: criterion(called(images), objects)["loss"]
 
 
 def pictures(case, device):
@@ -47,17 +100,18 @@ def prepare(case, device):
     model = make(case).train(training).to(device)
     called = compiled(model) if case.mode != "eager" else model
     images, low = pictures(case, device), case.dtype == "bfloat16"
-    labels = torch.arange(case.batch, device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, capturable=device.type == "cuda") if training else None
 
     def forward():
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=low):
-            called(images)
+            called(pixel_values=images) if case.what == SWIN_SEGMENTER else called(images)
+
+    loss_function = loss_of(case, called, images, device) if training else None
 
     def step():
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
-            loss = torch.nn.functional.cross_entropy(called(images), labels)
+            loss = loss_function()
         loss.backward()
         optimizer.step()
 

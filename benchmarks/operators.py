@@ -80,7 +80,8 @@ def _attention(case, geometry, positions, device):
     dim, heads, dtype = CONFIG.dims[case.stage - 1], CONFIG.heads[case.stage - 1], getattr(torch, case.dtype)
     rows, d = (*positions.shape[:2], heads), dim // heads
     query, kv, blank = (_normal(device, dtype, *s) for s in ((*rows, d), (*rows, 2, d), (heads, 2, d)))
-    weight, bias = _normal(device, torch.float32, heads, 5), _normal(device, torch.float32, heads)
+    weight, bias = (_normal(device, torch.float32, *shape) for shape in ((heads, 5), (heads,)))
+    weight = (0.02 * weight.detach()).requires_grad_()  # as a network begins
     query, kv = (geometry.to_clusters(x.detach()).requires_grad_() for x in (query, kv))
     geometry = geometry.renumbered()
     inputs = [query, kv, blank, weight, bias]

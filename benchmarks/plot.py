@@ -11,7 +11,7 @@ import matplotlib.ticker
 
 from train.errors import Parser, UserError, run_command
 
-from .cases import SWIN
+from .cases import SWIN, SWIN_MINI
 from .results import ROOT, find, read
 
 SERIES = (  # model, paths, label, colour (Okabe and Ito), marker, line
@@ -20,6 +20,7 @@ SERIES = (  # model, paths, label, colour (Okabe and Ito), marker, line
     ("aff_tiny", "fastest", "AFF-Tiny", "#009E73", "D", "-"),
     ("aff_tiny", "plain", "AFF-Tiny, plain paths", "#009E73", "v", ":"),
     (SWIN, "fastest", "Swin-Tiny (timm)", "#D55E00", "^", "--"),
+    (SWIN_MINI, "fastest", "Swin of AFF-Mini's widths", "#CC79A7", "x", "--"),
 )
 
 

@@ -5,6 +5,7 @@
     python -m benchmarks.run --quick               # seconds: does it run?
 
 Times of ours and of what they are compared with alternate in one process; a ratio is the median of the ratios of pairs.
+Everything is visited VISITS times, the second time when all has been seen once, minutes later.
 Memory is that of a process of its own. Rows go to benchmarks/cpu.csv or gpu.csv, unless --quick.
 """
 
@@ -23,7 +24,7 @@ from fast.ops import dispatch
 from train.errors import Parser, UserError, run_command
 
 from . import measure, models, operators, results
-from .cases import comparisons
+from .cases import SWIN, SWIN_MINI, SWIN_SEGMENTER, comparisons
 
 TESTS = Path(__file__).parent.parent / "parity_tests"
 GOLDEN = "test_golden.py"
@@ -42,6 +43,7 @@ PARITY = {  # what is measured: the tests that must pass before
 QUICK = (GOLDEN, "-k", "fast_geometry")
 PACE = {"cpu": (9, 8.0), "cuda": (30, 5.0)}  # rounds, and seconds after which no more are begun
 FEW = 0.15  # of these seconds for an operator
+VISITS = 2  # of each case, minutes apart
 
 
 def main(arguments):
@@ -56,7 +58,7 @@ def main(arguments):
     bench = Bench(device, options.threads, *((3, 1.0) if options.quick else PACE[device.type]))
     print(", ".join(f"{name} {value}" for name, value in bench.source.items()), flush=True)
     started = time.perf_counter()
-    for comparison in chosen:
+    for comparison in chosen * (1 if options.quick else VISITS):
         bench.measure(comparison)
         if out:
             results.write(out, results.merge(old, bench.rows))
@@ -133,10 +135,12 @@ class Bench:
     def __init__(self, device, threads, rounds, budget):
         self.device, self.threads, self.rounds, self.budget = device, threads, rounds, budget
         self.source, self.rows, self.failed = results.source(device), [], False
+        self.passes = {}  # case: what geometry took in the passes of all visits
+        self.turns = {}  # (case, rival or None): seconds of ours, and of the rival, of all visits
 
     def measure(self, comparison):
         """Measure a case and its rivals, and print a line each; what fails is named, and the rest goes on."""
-        kinds = {"geometry": self._geometry, "segmenter": self._segmenter}
+        kinds = {"geometry": self._geometry}
         try:
             kinds.get(comparison.case.group, self._compare)(comparison)
         except RuntimeError as error:
@@ -150,7 +154,8 @@ class Bench:
         columns, others, times = {}, [], None
         for name, rival in rivals.items():
             try:
-                ours, theirs = self._alternate([run, measure.prepare(rival, self.device)], case)
+                turn = self._alternate([run, measure.prepare(rival, self.device)], case)
+                ours, theirs = self._all_visits((case, rival), turn)
                 other = self._memory(rival)
             except RuntimeError as error:
                 self._complain(rival, error)
@@ -159,7 +164,7 @@ class Bench:
             columns |= dict(zip((name, f"{name}_min", f"{name}_max"), measure.ratios(ours, theirs), strict=True))
             columns[f"memory_{name}"] = peak.rise / other.rise if other.rise else None
             others.append((rival, theirs, other))
-        times = times or self._alternate([run], case)[0]
+        times = times or self._all_visits((case, None), self._alternate([run], case))[0]
         self._add(case, times, peak, **columns)
         for rival, theirs, other in others:
             self._add(rival, theirs, other)
@@ -168,19 +173,21 @@ class Bench:
         budget = self.budget * (FEW if case.group == "operator" else 1)
         return measure.alternate(runs, self.rounds, budget, partial(measure.seconds, device=self.device))
 
+    def _all_visits(self, key, turn):
+        """Add what was timed to what earlier visits timed, and return both together."""
+        self.turns[key] = [a + b for a, b in zip(self.turns.get(key, [[]] * len(turn)), turn, strict=True)]
+        return self.turns[key]
+
     def _memory(self, case):
         return measure.memory(case, self.device, self.threads)
 
     def _geometry(self, comparison):
         case = comparison.case
         passes = [models.geometry_share(case, self.device) for _ in range(1 + measure.LEAST_ROUNDS)][1:]
+        passes = self.passes[case] = self.passes.get(case, []) + passes
         for task, calls in zip(("first call", "next call"), zip(*passes, strict=True), strict=True):
             share = statistics.median(part / whole for part, whole in calls)
             self._add(replace(case, task=task), [part for part, _ in calls], None, share=share)
-
-    def _segmenter(self, comparison):
-        peak = self._memory(comparison.case)
-        self._add(comparison.case, [peak.seconds], peak)
 
     def _add(self, case, times, peak, **columns):
         """Keep a row and print it."""
@@ -190,7 +197,8 @@ class Bench:
         row |= {"median_ms": statistics.median(milliseconds), "min_ms": milliseconds[0], "max_ms": milliseconds[-1]}
         row |= {"repeats": len(times), **columns, "taken": taken(case, self.device), **self.source}
         row |= {"peak_mib": peak.peak, "rise_mib": peak.rise} if peak else {}
-        self.rows.append(row)
+        key = [row.get(name) for name in results.KEY]
+        self.rows = [old for old in self.rows if [old.get(name) for name in results.KEY] != key] + [row]
         print(f"{case}: {describe(row)}", flush=True)
 
     def _complain(self, case, error):
@@ -201,7 +209,7 @@ class Bench:
 
 def taken(case, device):
     """Say which path each operator took."""
-    if case.what.startswith("swin"):
+    if case.what in (SWIN, SWIN_MINI, SWIN_SEGMENTER):
         return ""
     with dispatch.force(**measure.PLAIN if case.plain else {}):
         return " ".join(f"{operator}={dispatch.path(operator, device)}" for operator in dispatch.PATHS)
@@ -210,13 +218,13 @@ def taken(case, device):
 def describe(row):
     """Write what was measured of a row on one line."""
     parts = [f"{row['median_ms']:.4g} ms ({row['min_ms']:.4g} to {row['max_ms']:.4g}, {row['repeats']} x)"]
-    for name, rival in (("to_swin", "Swin-Tiny"), ("to_plain", "plain paths")):
+    for name, rival in (("to_swin", "Swin's"), ("to_plain", "plain paths")):
         if name in row:
             parts.append(f"{row[name]:.3g} x {rival} ({row[name + '_min']:.3g} to {row[name + '_max']:.3g})")
     if "peak_mib" in row:
         parts.append(f"peak {row['peak_mib']:.0f} MiB, {row['rise_mib']:.0f} of them the case's own")
     if row.get("memory_to_swin") is not None:
-        parts.append(f"{row['memory_to_swin']:.2f} x Swin-Tiny's")
+        parts.append(f"{row['memory_to_swin']:.2f} x Swin's")
     if "share" in row:
         parts.append(f"{100 * row['share']:.1f} % of the pass")
     return "; ".join(parts)
