@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError, one_line
-from .coco_json import flag, other_type, read_json, read_vocabulary, shown
+from .coco_json import flag, other_type, read_json, read_vocabulary, shown, text
 from .coco_layouts import find_pictures
 from .coco_masks import to_mask
 from .ids import distinct, split, unknown_ids
@@ -57,7 +57,7 @@ class CocoSource:
         if not self.images:
             raise UserError(f"{path}: {self.nothing()}")
         packed = [json.dumps(grouped[image["id"]]).encode() for image in self.images]
-        self.ends = np.cumsum([0] + [len(text) for text in packed])
+        self.ends = np.cumsum([0] + [len(each) for each in packed])
         self.packed = np.frombuffer(b"".join(packed), dtype=np.uint8)
 
     def __len__(self):
@@ -244,10 +244,11 @@ class PanopticSource(CocoSource):
     def mask_path(self, annotation: dict, index: int) -> Path:
         """Give the PNG file of an annotation, or say that it names none."""
         name = annotation.get("file_name")
-        if isinstance(name, str) and name and "\0" not in name:
-            return self.masks / name
-        message = f"{self.path}: the annotation of image {self.name(index)} has file_name {shown(name)}"
-        raise DataError("broken file_name", f"{message}: name its PNG file in {self.masks}")
+        try:
+            return self.masks / text(name)
+        except ValueError as error:
+            message = f"{self.path}: the annotation of image {self.name(index)} has file_name {shown(name)}"
+            raise DataError("broken file_name", f"{message}: name its PNG file in {self.masks}") from error
 
     def part(self, segment: dict, index: int) -> tuple[int, int, bool]:
         """Say which mask a segment belongs to: (label, segment or -1, crowd)."""

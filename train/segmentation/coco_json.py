@@ -103,7 +103,13 @@ def field(entry: dict, key: str, read, place: str):
 
 def shown(value) -> str:
     """Write a value as json does, cut off where it is long."""
-    written = json.dumps(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of many digits"
+    if isinstance(value, list | dict):
+        inner = list(value.values()) if isinstance(value, dict) else value
+        if len(inner) > 4 or any(isinstance(each, list | dict) for each in inner):
+            return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a number of many digits"
+    written = json.dumps(value)
     return written if len(written) <= 60 else f"{written[:57]}..."
 
 
@@ -130,8 +136,8 @@ def side(value) -> int:
 
 
 def text(value) -> str:
-    """Take a text that is not empty."""
-    if not isinstance(value, str) or not value.strip() or any(c == "\0" or "\ud800" <= c < "\ue000" for c in value):
+    """Take a text that is not empty and can be printed in a line."""
+    if not isinstance(value, str) or not value.strip() or any(c < " " or "\ud800" <= c < "\ue000" for c in value):
         raise ValueError("it must be text in quotes, and not empty")
     return value
 

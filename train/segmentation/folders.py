@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..errors import UserError, one_line
 from ..reading import describe_unread, list_pictures, walk_files
-from .coco_json import check_names, parse_json, text, whole
+from .coco_json import check_names, parse_json, shown, text, whole
 from .coco_layouts import NAMES
 from .ids import PER_CLASS, IdSource, IdTable, distinct
 from .pictures import DataError, read_ids
@@ -145,9 +145,11 @@ def read_classes(path: Path) -> tuple[dict[int, str], set[str], set[int]]:
 
 def number(value) -> int:
     """Take a pixel's number, which as a key of json is text."""
-    found = int(value) if isinstance(value, str) and value.strip().isdecimal() else whole(value, f"{value!r} is no id")
+    wrong = f"{shown(value)} is no id"
+    short = isinstance(value, str) and value.strip().isdecimal() and len(value) < 20
+    found = int(value) if short else whole(value, wrong)
     if not 0 <= found < 1 << 31:
-        raise ValueError(f"{value!r} is no id")
+        raise ValueError(wrong)
     return found
 
 
