@@ -16,7 +16,7 @@ import sys
 import torch
 
 from .models import create_model
-from .ops import dispatch
+from .ops import dispatch, native
 
 TOLERANCE = 1e-4  # of the largest logit; paths differ in the order of float32 sums
 
@@ -48,6 +48,7 @@ def machine(device):
         map(version, packages)
     )
     yield f"threads  {torch.get_num_threads()}, {waiting()}"
+    yield from native.describe()
     if os.environ.get(dispatch.VARIABLE):
         yield f"forced   {dispatch.VARIABLE}={os.environ[dispatch.VARIABLE]}"
 

@@ -182,8 +182,11 @@ def _search():
     """Return the first toolchain that builds a working probe, and why there is none; one of both is None."""
     if sys.platform not in ("linux", "darwin"):
         return None, f"compiled kernels run on Linux and macOS, not on {platform.system()}"
-    failures = []
-    for command in _commands():
+    try:
+        commands, failures = _commands(), []
+    except ValueError as error:
+        return None, f"CXX={os.environ['CXX']}: {error}"
+    for command in commands:
         try:
             return _working(command), None
         except CompilerError as error:
@@ -234,7 +237,7 @@ def _check(library):
 def _library(toolchain, name):
     """Return a source's library: from the cache, or compiled and then put there."""
     source = HERE / name
-    stem = f"{source.parent.name}-{source.stem}-{_key(toolchain, source)}"
+    stem = _stem(toolchain, source)
     folder = _cache_folder()
     if folder:
         for path in _builds(folder, stem):
@@ -286,14 +289,69 @@ def _run(command, output, seconds):
     return next((line for line in lines if "error" in line.lower()), lines[0] if lines else f"exit status {code}")[:300]
 
 
+# ---- what the doctor says --------------------------------------------------------------------------------------------
+
+
+def describe():
+    """Yield compiler, builds and threads of the compiled kernels, a line each."""
+    with _lock:
+        toolchain, reason = _search()
+    if reason:
+        yield f"compiler none that works: {reason}"
+    else:
+        load("probe.cpp").features.restype = ctypes.c_char_p
+        features = load("probe.cpp").features().decode()
+        fewer = "" if toolchain.flags[: len(FLAGS)] == FLAGS else f", which does not accept {FLAGS[len(PLAIN_FLAGS)]}"
+        yield f"compiler {toolchain.version} ({shlex.join(toolchain.command)}), code for {features}{fewer}"
+        yield f"kernels  {_kept(toolchain)}"
+    runtime = _library_of(_parallel_runtime())
+    yield f"OpenMP   {runtime or 'of PyTorch not found: compiled kernels run on one thread'}"
+
+
+def _kept(toolchain):
+    """Say which kernels the cache holds, or why none."""
+    try:
+        folder = cache_folder()
+    except (OSError, RuntimeError) as error:
+        return f"compiled by every process ({_reason(error)}); set AFF_CACHE to a folder of your own"
+    sources = sorted(HERE.glob("*/*.cpp"))
+    built = sum(bool(_builds(folder, _stem(toolchain, source))) for source in sources)
+    rest = "" if built == len(sources) else ", the others at first use"
+    return f"{built} of {len(sources)} built{rest}; kept in {folder}"
+
+
+def _library_of(address):
+    """Return the path of the library that holds an address, or None."""
+    if address is None:
+        return None
+
+    class Info(ctypes.Structure):  # Dl_info
+        _fields_ = (
+            ("file", ctypes.c_char_p),
+            ("base", ctypes.c_void_p),
+            ("symbol", ctypes.c_char_p),
+            ("at", ctypes.c_void_p),
+        )
+
+    info = Info()
+    found = ctypes.CDLL(None).dladdr(ctypes.c_void_p(address), ctypes.byref(info))
+    return os.fsdecode(info.file) if found and info.file else "a library without a name"
+
+
 # ---- the cache ------------------------------------------------------------------------------------------------------
 # A file is called <folder>-<stem>-<key>-<digest of its bytes>.so: a truncated or foreign one is noticed by its name.
 # It is written under another name and renamed when whole, so that processes need no locks: two that start at once both
 # compile, and both are right.
 
 
+def _stem(toolchain, source):
+    """Return how the names of a source's builds begin: what it is called, and a digest of what a build depends on."""
+    return f"{source.parent.name}-{source.stem}-{_key(toolchain, source)}"
+
+
 def _key(toolchain, source):
-    """Return what a build depends on, as a digest: source, headers (all .h of fast/ops), compiler, flags, processor."""
+    """Return the digest of what a build depends on: source, headers (all .h of fast/ops and beside the source),
+    compiler, flags, processor."""
     digest = hashlib.sha256(repr((toolchain, platform.libc_ver(), processor())).encode())
     for path in (source, *sorted(HERE.rglob("*.h")), *sorted(source.parent.glob("*.h"))):
         content = path.read_bytes()
@@ -319,8 +377,12 @@ def _cache_folder():
     try:
         return cache_folder()
     except (OSError, RuntimeError) as error:
-        _warn(f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error))
+        _warn(_reason(error))
         return None
+
+
+def _reason(error):
+    return f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error)
 
 
 def cache_folder():
