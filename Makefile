@@ -4,7 +4,9 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p $(NEW_ENOUGH) 2
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 # How threads that wait for one another do it: spinning for long stalls beside other work (python -m fast.doctor).
+ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 100
+endif
 # Runs every cell, with its asserts, in the environment's own kernel; figures and times may differ from the stored ones.
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 
