@@ -39,7 +39,7 @@ def test_environment_has_what_the_user_asked_for():
     conda, pip = environment()
     names = {re.split(r"[<>=]", line)[0] for line in conda + pip}
     assert {"pytorch", "numpy", "scipy", "jupyterlab", "nbval", "cupy-cuda12x"} <= names
-    assert pip[-1] == "--no-deps -e ." and len(pip) == 4
+    assert pip[-1] == "--no-deps -e ." and len(pip) == 5
 
 
 def test_environment_uses_conda_forge_alone_and_pins_cuda():
