@@ -246,7 +246,7 @@ def _library(toolchain, name):
     with tempfile.TemporaryDirectory(prefix="aff-", ignore_cleanup_errors=True) as scratch:
         built, output = Path(scratch) / "kernel.so", Path(scratch) / "output.txt"
         command = [*toolchain.command, *toolchain.flags, f"-I{HERE}", str(source), "-o", str(built)]
-        failure = _run(command, output, COMPILE_SECONDS)
+        failure = _run(command, output, COMPILE_SECONDS) or (None if built.exists() else "it makes no file")
         if failure:
             kept = _keep_output(output, f"{source.parent.name}-{source.stem}.log")
             raise CompilerError(f"{name} does not compile: {failure}; command: {shlex.join(command)}; output: {kept}")

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:De
 
 def forget():
     """Make native.py start anew: as in a process that has compiled and loaded nothing."""
-    for function in (native._search, native._library, native._entry, native._version, native._warn):
+    for function in (native._search, native._library, native._entry, native._warn):
         function.cache_clear()
 
 
@@ -109,9 +109,10 @@ def test_the_compilers_are_torch_compiles_then_ziglang(monkeypatch):
             "case $* in *--version*) echo broken 1;; *) echo note; echo 'x.h: error: missing' >&2; exit 1;; esac",
             "missing",
         ),
-        ("case $* in *--version*) echo broken 2;; esac", "cannot be loaded"),
+        ("case $* in *--version*) echo broken 2;; esac", "makes no file"),
+        ("for last; do :; done; case $* in *--version*) echo broken 3;; *) echo > $last;; esac", "cannot be loaded"),
     ],
-    ids=["false", "message", "hangs", "does_not_compile", "makes_nothing"],
+    ids=["false", "message", "hangs", "does_not_compile", "makes_nothing", "makes_nonsense"],
 )
 def test_a_broken_compiler_is_named_in_one_line(cache, tmp_path, monkeypatch, text, said):
     monkeypatch.setattr(native, "VERSION_SECONDS", 0.5 if "sleep" in text else 60)
@@ -189,10 +190,12 @@ def test_a_second_process_compiles_nothing(cache, monkeypatch):
     ],
     ids=["truncated", "empty", "foreign", "world_writable", "a_link"],
 )
-def test_a_build_that_is_not_to_be_trusted_is_built_again(cache, monkeypatch, harm):
+def test_a_build_that_is_not_to_be_trusted_is_built_again(cache, tmp_path, monkeypatch, harm):
     scaled()
-    path = next(path for path in builds(cache) if "kernel" in path.name)
     forget()
+    copy = shutil.copytree(cache, tmp_path / "copy")  # of which nothing is mapped into this process
+    monkeypatch.setenv("AFF_CACHE", str(copy))
+    path = next(path for path in builds(copy) if "kernel" in path.name)
     harm(path)
     compiled, run = [], native._run
     monkeypatch.setattr(
