@@ -20,6 +20,7 @@
 #include "native.h"
 
 #define INLINE inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 
 namespace {
 
@@ -180,7 +181,7 @@ struct Chunk {
     int vectors() const { return count * BLOCK / W<T>; }
 
     // Fill with entries first .. last-1 of the list of a tile of a geometry.
-    void fill(const Problem<T>& p, int64_t geometry, int64_t tile, int64_t first, int64_t last) {
+    NOINLINE void fill(const Problem<T>& p, int64_t geometry, int64_t tile, int64_t first, int64_t last) {
         const double *x_of = p.cells + geometry * 2 * BLOCK * p.blocks, *y_of = x_of + BLOCK * p.blocks;
         const double x0 = x_of[tile * BLOCK], y0 = y_of[tile * BLOCK];
         const int64_t number = geometry * p.blocks + tile;
@@ -235,7 +236,7 @@ struct Chunk {
 
 // The position term and the mask of a head: -> logits (vectors, 8, W).
 template <class T>
-void position_term(const Chunk<T>& chunk, const T* weight, T bias, T* logits) {
+NOINLINE void position_term(const Chunk<T>& chunk, const T* weight, T bias, T* logits) {
     T here[BLOCK];
     for (int i = 0; i < BLOCK; i++) here[i] = weight[0] * chunk.row_x[i] + weight[1] * chunk.row_y[i] - bias;
     const T* term = chunk.terms;
@@ -267,7 +268,7 @@ INLINE Vector<T> load_keys(const T* const* blocks, int vector, int64_t offset) {
 
 // sums (N, 8, W) += queries times N vectors of keys. Queries (slices, 8, SLICE); blocks: pointers to (d, 8).
 template <int N, class T>
-void multiply_tile(const T* queries, int64_t d, const T* const* blocks, T* sums) {
+NOINLINE void multiply_tile(const T* queries, int64_t d, const T* const* blocks, T* sums) {
     for (int row = 0; row < BLOCK; row += ROWS) {
         Vector<T> tile[N][ROWS];
 #pragma GCC unroll 3
@@ -319,7 +320,7 @@ void multiply(const Chunk<T>& chunk, const T* queries, int64_t d, const T* trans
 
 // sums (8, SLICE) += weights times rows, in WIDTH channels. Weights (vectors, 8, W); rows lie `stride` apart.
 template <int WIDTH, class T>
-void add_rows_tile(const Chunk<T>& chunk, const T* weights, const T* rows, int64_t stride, T* sums) {
+NOINLINE void add_rows_tile(const Chunk<T>& chunk, const T* weights, const T* rows, int64_t stride, T* sums) {
     constexpr int N = (WIDTH + W<T> - 1) / W<T>, LAST = WIDTH - (N - 1) * W<T>;
     for (int row = 0; row < BLOCK; row += ROWS) {
         Vector<T> tile[ROWS][N];
@@ -367,152 +368,462 @@ INLINE void for_slices(int64_t d, const F& f) {
 template <class T>
 void add_rows(const Chunk<T>& chunk, const T* weights, const T* rows, int64_t stride, int64_t d, T* sums) {
     for_slices<T>(d, [&](auto width, int64_t start, int64_t number) {
-        add_rows_tile<decltype(width)::value>(chunk, weights, rows + start, stride, sums + number * BLOCK * SLICE<T>);
+        add_rows_tile<width()>(chunk, weights, rows + start, stride, sums + number * BLOCK * SLICE<T>);
     });
 }
 
-// Rows (8 or fewer, d), `stride` apart -> (slices, 8, SLICE), the rest 0.
+// Rows of d channels, `stride` apart, of the places that are `there` -> (slices, 8, SLICE), the rest 0.
 template <class T>
-void pack_rows(const T* rows, int64_t count, int64_t stride, int64_t d, T* to) {
-    std::fill(to, to + (d + SLICE<T> - 1) / SLICE<T> * BLOCK * SLICE<T>, T(0));
-    for (int64_t i = 0; i < count; i++)
-        for_slices<T>(d, [&](auto width, int64_t start, int64_t number) {
-            memcpy(to + (number * BLOCK + i) * SLICE<T>, rows + i * stride + start, decltype(width)::value * sizeof(T));
-        });
-}
-
-// Dot products of rows (slices, 8, SLICE) with a vector (d).
-template <class T>
-void dot_rows(const T* rows, const T* x, int64_t d, T* dots) {
-    Vector<T> sums[BLOCK] = {};
+NOINLINE void pack_rows(const T* rows, unsigned there, int64_t stride, int64_t d, T* to) {
+    if (there != 255 || d % SLICE<T>) std::fill(to, to + (d + SLICE<T> - 1) / SLICE<T> * BLOCK * SLICE<T>, T(0));
     for_slices<T>(d, [&](auto width, int64_t start, int64_t number) {
-        constexpr int WIDTH = decltype(width)::value, N = (WIDTH + W<T> - 1) / W<T>, LAST = WIDTH - (N - 1) * W<T>;
-#pragma GCC unroll 2
-        for (int n = 0; n < N; n++) {
-            const T* from = x + start + n * W<T>;
-            const Vector<T> part = n < N - 1 ? load(from) : load_first<LAST>(from);
-#pragma GCC unroll 8
-            for (int i = 0; i < BLOCK; i++)
-                sums[i] += part * load(rows + (number * BLOCK + i) * SLICE<T> + n * W<T>);
-        }
+        for (int i = 0; i < BLOCK; i++)
+            if (there >> i & 1)
+                memcpy(to + (number * BLOCK + i) * SLICE<T>, rows + i * stride + start, width() * sizeof(T));
     });
+}
+
+// The inverse: each row multiplied by its scale; the first `count` rows, as 0 those that are not `there`.
+template <class T>
+NOINLINE void unpack_rows(const T* from, int64_t count, unsigned there, const T* scales, int64_t stride, int64_t d,
+                          T* rows) {
+    for_slices<T>(d, [&](auto width, int64_t start, int64_t number) {
+        constexpr int WIDTH = width(), N = (WIDTH + W<T> - 1) / W<T>, LAST = WIDTH - (N - 1) * W<T>;
+        for (int i = 0; i < count; i++)
+#pragma GCC unroll 2
+            for (int n = 0; n < N; n++) {
+                Vector<T> x = load(from + (number * BLOCK + i) * SLICE<T> + n * W<T>) * scales[i];
+                if (!(there >> i & 1)) x = Vector<T>{};
+                T* to = rows + i * stride + start + n * W<T>;
+                if (n < N - 1) store<T>(to, x);
+                else store_first<LAST, T>(to, x);
+            }
+    });
+}
+
+// Dot products of each row of a with the same row of b, both (slices, 8, SLICE).
+template <class T>
+NOINLINE void dot_rows(const T* a, const T* b, int64_t slices, T* dots) {
+    Vector<T> sums[BLOCK] = {};
+    for (int64_t s = 0; s < slices; s++)
+#pragma GCC unroll 8
+        for (int i = 0; i < BLOCK; i++, a += SLICE<T>, b += SLICE<T>)
+            sums[i] += load(a) * load(b) + load(a + W<T>) * load(b + W<T>);
+#pragma GCC unroll 8
     for (int i = 0; i < BLOCK; i++) dots[i] = sum<T>(sums[i]);
+}
+
+// Each row of (slices, 8, SLICE) times its scale.
+template <class T>
+INLINE void scale_rows(T* rows, int64_t slices, const T* scales) {
+    for (int64_t s = 0; s < slices; s++)
+#pragma GCC unroll 8
+        for (int i = 0; i < BLOCK; i++, rows += SLICE<T>) {
+            store<T>(rows, load(rows) * scales[i]);
+            store<T>(rows + W<T>, load(rows + W<T>) * scales[i]);
+        }
+}
+
+// A step of transposing a square: of two rows, exchange the numbers off the diagonal of blocks of STEP columns.
+template <int STEP, class V, std::size_t... I>
+INLINE void exchange(V& a, V& b, std::index_sequence<I...>) {
+    constexpr int N = sizeof...(I);
+    const V upper = __builtin_shufflevector(a, b, int(I & STEP ? N + (I ^ STEP) : I)...);
+    b = __builtin_shufflevector(a, b, int(I & STEP ? N + I : I ^ STEP)...);
+    a = upper;
+}
+
+template <int STEP, int N, class V>
+INLINE void transpose_square(V* rows) {
+    if constexpr (STEP < N) {
+#pragma GCC unroll 8
+        for (int i = 0; i < N; i++)
+            if (!(i & STEP)) exchange<STEP>(rows[i], rows[i + STEP], std::make_index_sequence<N>());
+        transpose_square<2 * STEP, N>(rows);
+    }
 }
 
 // Rows of keys or values (part 0 or 1 of kv) -> (B, blocks, H, d, 8), 0 in empty places.
 template <class T>
-void transpose(const Threads* threads, const Problem<T>& p, int part, T* to) {
+NOINLINE void transpose(const Threads* threads, const Problem<T>& p, int part, T* to) {
+    constexpr int N = W<T> < BLOCK ? W<T> : BLOCK;
+    typedef T Row __attribute__((vector_size(N * sizeof(T))));
     parallel_for(threads, p.batch * p.blocks, 16, [&](int64_t begin, int64_t end) {
         for (int64_t number = begin; number < end; number++) {
-            const int64_t image = number / p.blocks, block = number % p.blocks;
+            const int64_t image = number / p.blocks, block = number % p.blocks, stride = p.heads * 2 * p.d;
             const unsigned there = p.there[p.geometry(image) * p.blocks + block];
             for (int64_t head = 0; head < p.heads; head++) {
                 const T* from = p.key(image, block * BLOCK, head) + part * p.d;
                 T* block_to = to + (number * p.heads + head) * p.d * BLOCK;
-                for (int j = 0; j < BLOCK; j++)
-                    if (there >> j & 1)
-                        for (int64_t e = 0; e < p.d; e++) block_to[e * BLOCK + j] = from[j * p.heads * 2 * p.d + e];
-                    else
-                        for (int64_t e = 0; e < p.d; e++) block_to[e * BLOCK + j] = 0;
+                for (int64_t e = 0; e < p.d; e += N)
+                    for (int first = 0; first < BLOCK; first += N) {
+                        Row square[N];
+#pragma GCC unroll 8
+                        for (int j = 0; j < N; j++) {
+                            square[j] = Row{};
+                            if (there >> (first + j) & 1) memcpy(&square[j], from + (first + j) * stride + e, sizeof(Row));
+                        }
+                        transpose_square<1, N>(square);
+#pragma GCC unroll 8
+                        for (int j = 0; j < N; j++) memcpy(block_to + (e + j) * BLOCK + first, &square[j], sizeof(Row));
+                    }
             }
         }
     });
 }
 
-// Memory of a piece of work, aligned to vectors.
+// Zeros, aligned to vectors.
 template <class T>
 class Memory {
     std::vector<T> data;
 
   public:
-    explicit Memory(int64_t size) : data(size_t(size) + 64 / sizeof(T)) {}
+    explicit Memory(int64_t size = 0) : data(size_t(size) + 64 / sizeof(T)) {}
     T* get() {
         const auto address = reinterpret_cast<uintptr_t>(data.data());
         return data.data() + (64 - address % 64) % 64 / sizeof(T);
     }
 };
 
-// Softmax so far of 8 queries of a head: largest logit, sum of exponentials, and the weighted sum of values.
+// sums (vectors, 8, W) += queries times a head's transposed keys or values of an image.
+template <class T>
+void multiply(const Problem<T>& p, const Chunk<T>& chunk, int64_t image, int64_t head, const T* queries,
+              const T* transposed, T* sums) {
+    const int64_t block_size = p.d * BLOCK, stride = p.heads * block_size;
+    multiply(chunk, queries, p.d, transposed + image * p.blocks * stride + head * block_size, stride, sums);
+}
+
+// Softmax so far of the 8 queries of a tile in a head: largest logit, sum of exponentials.
 template <class T>
 struct State {
-    T largest[BLOCK], total[BLOCK];
+    alignas(64) T largest[W<T> + BLOCK], total[W<T> + BLOCK];  // 8 of each; whole vectors are read
 };
 
-// Add the keys of a chunk to the softmax so far; values (slices, 8, SLICE).
+// Add the keys of a chunk to the softmax so far, and to the weighted sum of values (slices, 8, SLICE).
 template <class T>
-void attend(const Problem<T>& p, const Chunk<T>& chunk, int64_t image, int64_t head, const T* keys, const T* queries,
-            State<T>& state, T* values) {
+NOINLINE void attend(const Problem<T>& p, const Chunk<T>& chunk, int64_t image, int64_t head, const T* keys,
+                     const T* queries, State<T>& state, T* values) {
     alignas(64) T weights[BLOCK * CHUNK * BLOCK];
+    alignas(64) T now[W<T> + BLOCK] = {}, scale[W<T> + BLOCK];
     position_term(chunk, p.weight + 5 * head, p.bias[head], weights);
-    const int64_t block_size = p.d * BLOCK, stride = p.heads * block_size;
-    multiply(chunk, queries, p.d, keys + image * p.blocks * stride + head * block_size, stride, weights);
+    multiply(p, chunk, image, head, queries, keys, weights);
     const int vectors = chunk.vectors();
+#pragma GCC unroll 8
     for (int i = 0; i < BLOCK; i++) {
-        Vector<T> highest = load(weights + i * W<T>), total{};
+        Vector<T> highest = load(weights + i * W<T>);
         for (int v = 1; v < vectors; v++) highest = larger<T>(highest, load(weights + (v * BLOCK + i) * W<T>));
-        const T before = state.largest[i], now = std::max(before, largest<T>(highest)), scale = std::exp(before - now);
+        now[i] = std::max(state.largest[i], largest<T>(highest));
+    }
+    for (int i = 0; i < BLOCK; i += W<T>) store<T>(scale + i, exponential<T>(load(state.largest + i) - load(now + i)));
+    for (int i = 0; i < BLOCK; i++) {
+        Vector<T> total{};
         for (int v = 0; v < vectors; v++) {
             T* at = weights + (v * BLOCK + i) * W<T>;
-            const Vector<T> weight = exponential<T>(load(at) - now);
+            const Vector<T> weight = exponential<T>(load(at) - now[i]);
             store<T>(at, weight);
             total += weight;
         }
-        state.largest[i] = now;
-        state.total[i] = state.total[i] * scale + sum<T>(total);
-        for (int64_t s = 0; s < p.slices(); s++)
-#pragma GCC unroll 2
-            for (int n = 0; n < 2; n++) {
-                T* at = values + (s * BLOCK + i) * SLICE<T> + n * W<T>;
-                store<T>(at, load(at) * scale);
-            }
+        state.largest[i] = now[i];
+        state.total[i] = state.total[i] * scale[i] + sum<T>(total);
     }
+    scale_rows(values, p.slices(), scale);
     add_rows(chunk, weights, p.key(image, 0, head) + p.d, p.heads * 2 * p.d, p.d, values);
 }
 
-// out (B, k m, H, d), lse (B, k m, H); both 0 in empty places. keys: room for (B, blocks, H, d, 8).
+// out (B, k m, H, d), lse (B, k m, H); both 0 in empty places. keys: memory for (B, blocks, H, d, 8).
 template <class T>
 void forward(const Threads* threads, const Problem<T>& p, T* keys, T* out, T* lse) {
     transpose(threads, p, 0, keys);
     const int64_t size = p.slices() * BLOCK * SLICE<T>, images = p.geometries == 1 ? p.batch : 1;
     parallel_for(threads, p.geometries * p.blocks, 4, [&](int64_t begin, int64_t end) {
         Chunk<T> chunk;
-        Memory<T> memory(size * (1 + p.heads));
-        T *queries = memory.get(), *values = queries + size;
+        Memory<T> memory(2 * p.heads * size);
         std::vector<State<T>> states(p.heads);
         for (int64_t number = begin; number < end; number++) {
             const int64_t geometry = number / p.blocks, tile = number % p.blocks, place = tile * BLOCK;
-            const int64_t rows = std::min<int64_t>(BLOCK, p.places - place), length = p.list_length(number);
+            const int64_t count = std::min<int64_t>(BLOCK, p.places - place), length = p.list_length(number);
             const unsigned there = p.there[number];
             for (int64_t image = geometry; image < geometry + images; image++) {
-                const int64_t at = (image * p.places + place) * p.heads;
+                const int64_t at = (image * p.places + place) * p.heads, stride = p.heads * p.d;
                 for (int64_t head = 0; head < p.heads; head++) {  // the blank token: the first that is attended to
-                    const T *key = p.blank + head * 2 * p.d, *value = key + p.d;
-                    pack_rows(p.query + (at + head) * p.d, rows, p.heads * p.d, p.d, queries);
-                    dot_rows(queries, key, p.d, states[head].largest);
-                    for (int i = 0; i < BLOCK; i++) states[head].total[i] = 1;
-                    pack_rows(value, BLOCK, 0, p.d, values + head * size);
+                    T *queries = memory.get() + 2 * head * size, *values = queries + size;
+                    State<T>& state = states[head];
+                    pack_rows(p.query + (at + head) * p.d, there, stride, p.d, queries);
+                    pack_rows(p.blank + head * 2 * p.d, 255, 0, p.d, values);
+                    dot_rows(queries, values, p.slices(), state.largest);
+                    std::fill(state.total, state.total + BLOCK, T(1));
+                    pack_rows(p.blank + (head * 2 + 1) * p.d, 255, 0, p.d, values);
                 }
                 for (int64_t first = 0; first < length; first += CHUNK) {
                     if (length > CHUNK || image == geometry)
                         chunk.fill(p, geometry, tile, first, std::min(length, first + CHUNK));
                     for (int64_t head = 0; head < p.heads; head++) {
-                        pack_rows(p.query + (at + head) * p.d, rows, p.heads * p.d, p.d, queries);
-                        attend(p, chunk, image, head, keys, queries, states[head], values + head * size);
+                        T *queries = memory.get() + 2 * head * size, *values = queries + size;
+                        attend(p, chunk, image, head, keys, queries, states[head], values);
                     }
                 }
-                for (int64_t head = 0; head < p.heads; head++)
-                    for (int64_t i = 0; i < rows; i++) {
-                        const int64_t row = at + i * p.heads + head;
-                        const bool real = there >> i & 1;
-                        const T total = states[head].total[i], scale = real ? 1 / total : 0;
-                        for (int64_t e = 0; e < p.d; e++)
-                            out[row * p.d + e] =
-                                scale * values[head * size + (e / SLICE<T> * BLOCK + i) * SLICE<T> + e % SLICE<T>];
-                        lse[row] = real ? states[head].largest[i] + std::log(total) : 0;
-                    }
+                for (int64_t head = 0; head < p.heads; head++) {
+                    T scale[BLOCK];
+                    for (int i = 0; i < BLOCK; i++) scale[i] = 1 / states[head].total[i];
+                    const T* values = memory.get() + (2 * head + 1) * size;
+                    unpack_rows(values, count, there, scale, stride, p.d, out + (at + head) * p.d);
+                    for (int i = 0; i < count; i++)
+                        lse[at + i * p.heads + head] =
+                            there >> i & 1 ? states[head].largest[i] + std::log(states[head].total[i]) : 0;
+                }
             }
         }
     });
+}
+
+// Rows (8, d) of a gradient, `stride` apart, += weights (8 queries, 8 keys of block c of a chunk) transposed times rows
+// (8, SLICE), in WIDTH channels and for KEYS keys from the first.
+template <int WIDTH, int KEYS, class T>
+INLINE void add_keys_tile(const T* weights, int first, const T* rows, T* grad, int64_t stride) {
+    constexpr int N = (WIDTH + W<T> - 1) / W<T>, LAST = WIDTH - (N - 1) * W<T>;
+    Vector<T> tile[KEYS][N];
+#pragma GCC unroll 8
+    for (int j = 0; j < KEYS; j++) {
+#pragma GCC unroll 2
+        for (int n = 0; n < N - 1; n++) tile[j][n] = load(grad + j * stride + n * W<T>);
+        tile[j][N - 1] = load_first<LAST>(grad + j * stride + (N - 1) * W<T>);
+    }
+    for (int i = 0; i < BLOCK; i++) {
+        Vector<T> channels[N];
+#pragma GCC unroll 2
+        for (int n = 0; n < N; n++) channels[n] = load(rows + i * SLICE<T> + n * W<T>);
+#pragma GCC unroll 8
+        for (int j = 0; j < KEYS; j++) {
+            const T weight = weights[((first + j) / W<T> * BLOCK + i) * W<T> + (first + j) % W<T>];
+#pragma GCC unroll 2
+            for (int n = 0; n < N; n++) tile[j][n] += channels[n] * weight;
+        }
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < KEYS; j++) {
+#pragma GCC unroll 2
+        for (int n = 0; n < N - 1; n++) store<T>(grad + j * stride + n * W<T>, tile[j][n]);
+        store_first<LAST, T>(grad + j * stride + (N - 1) * W<T>, tile[j][N - 1]);
+    }
+}
+
+// Gradients of keys or values += weights (vectors, 8, W) transposed times rows (slices, 8, SLICE). to: where the
+// gradient of each block of the chunk is.
+template <class T>
+void add_keys(const Problem<T>& p, const Chunk<T>& chunk, const T* weights, const T* rows, T* const* to,
+              int64_t offset) {
+    const int64_t stride = p.heads * 2 * p.d;
+    for_slices<T>(p.d, [&](auto width, int64_t start, int64_t number) {
+        const T* slice = rows + number * BLOCK * SLICE<T>;
+        for (int c = 0; c < chunk.count; c++) {
+            if (!chunk.seen[c]) continue;
+            T* grad = to[c] + offset + start;
+            const T* own = weights + c * BLOCK / W<T> * BLOCK * W<T>;
+            const int first = c * BLOCK % W<T>;
+            if ((chunk.block[c] + 1) * BLOCK <= p.places) {
+                for (int j = 0; j < BLOCK; j += ROWS)
+                    add_keys_tile<width(), ROWS>(own, first + j, slice, grad + j * stride, stride);
+            } else {
+                for (int j = 0; j < BLOCK; j++)
+                    if (chunk.seen[c] >> j & 1)
+                        add_keys_tile<width(), 1>(own, first + j, slice, grad + j * stride, stride);
+            }
+        }
+    });
+}
+
+// A piece of the backward pass: consecutive tiles of an image. Gradients of its own keys and values go where they
+// belong, those of others that its queries see to `before` and `after`; sums of the parameters' gradients to `sums`.
+template <class T>
+struct Range {
+    int64_t image, first, last, low, high;  // tiles first .. last-1 see blocks low .. high-1
+    Memory<T> before, after;                // blocks low .. first-1 and last .. high-1, each (8, H, 2, d)
+    std::vector<double> sums;               // (H, 6 + 2 d): of weight, bias, blank
+};
+
+// What the backward pass keeps of 8 queries of a head while it goes through their keys.
+template <class T>
+struct Rows {
+    alignas(64) T lse[W<T> + BLOCK], mean[W<T> + BLOCK];  // 8 of each; mean: of the gradients of the weights
+};
+
+// From logits and grad_out . v - mean, both (vectors, 8, W), to weights and gradients of logits; sums (6) += those of
+// the position term's parameters.
+template <class T>
+NOINLINE void differentiate(const Chunk<T>& chunk, const Rows<T>& rows, T* weights, T* grads, double* sums) {
+    Vector<T> total[6] = {};
+    for (int i = 0; i < BLOCK; i++)
+        for (int v = 0; v < chunk.vectors(); v++) {
+            const int64_t at = (v * BLOCK + i) * W<T>;
+            const T* term = chunk.terms + 4 * at;
+            const Vector<T> weight = exponential<T>(load(weights + at) - rows.lse[i]);
+            const Vector<T> grad = weight * load(grads + at);
+            store<T>(weights + at, weight);
+            store<T>(grads + at, grad);
+            total[0] += grad * (load(chunk.x + v * W<T>) - chunk.row_x[i]);
+            total[1] += grad * (load(chunk.y + v * W<T>) - chunk.row_y[i]);
+            total[2] += grad * load(term + W<T>);
+            total[3] += grad * load(term + 2 * W<T>);
+            total[4] += grad * load(term + 3 * W<T>);
+            total[5] += grad;
+        }
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; i++) sums[i] += double(sum<T>(total[i]));
+}
+
+// sums (d) += the sum of rows (slices, 8, SLICE), each times its weight.
+template <class T>
+NOINLINE void add_weighted_rows(const T* rows, const T* weights, int64_t d, double* sums) {
+    for (int64_t start = 0; start < d; start += SLICE<T>, rows += BLOCK * SLICE<T>) {
+        alignas(64) T total[SLICE<T>];
+        Vector<T> low{}, high{};
+#pragma GCC unroll 8
+        for (int i = 0; i < BLOCK; i++) {
+            low += load(rows + i * SLICE<T>) * weights[i];
+            high += load(rows + i * SLICE<T> + W<T>) * weights[i];
+        }
+        store<T>(total, low);
+        store<T>(total + W<T>, high);
+        for (int64_t e = 0; e < std::min<int64_t>(d - start, SLICE<T>); e++) sums[start + e] += double(total[e]);
+    }
+}
+
+// Gradients in the layout of what they are gradients of.
+template <class T>
+struct Gradients {
+    T *query, *kv, *blank, *weight, *bias;
+};
+
+// The backward pass of a range of tiles.
+template <class T>
+void backward_range(const Problem<T>& p, const T* grad_out, const T* out, const T* lse, const T* keys, const T* values,
+                    const Gradients<T>& to, Range<T>& range) {
+    const int64_t size = p.slices() * BLOCK * SLICE<T>, geometry = p.geometry(range.image), stride = p.heads * p.d;
+    const int64_t block_size = BLOCK * 2 * stride;
+    T* own = to.kv + range.image * p.places * 2 * stride;
+    std::fill(own + range.first * block_size, own + std::min(range.last * BLOCK, p.places) * 2 * stride, T(0));
+    range.before = Memory<T>((range.first - range.low) * block_size);
+    range.after = Memory<T>((range.high - range.last) * block_size);
+    range.sums.assign(p.heads * (6 + 2 * p.d), 0);
+    Chunk<T> chunk;
+    alignas(64) T weights[BLOCK * CHUNK * BLOCK], grads[BLOCK * CHUNK * BLOCK];
+    Memory<T> memory(3 * p.heads * size);
+    std::vector<Rows<T>> all_rows(p.heads);
+    for (int64_t tile = range.first; tile < range.last; tile++) {
+        const int64_t place = tile * BLOCK, at = (range.image * p.places + place) * p.heads;
+        const int64_t count = std::min<int64_t>(BLOCK, p.places - place);
+        const int64_t length = p.list_length(geometry * p.blocks + tile);
+        const unsigned there = p.there[geometry * p.blocks + tile];
+        for (int64_t head = 0; head < p.heads; head++) {  // what is not a sum over keys, and the blank token
+            T *queries = memory.get() + 3 * head * size, *grad = queries + size, *grad_query = grad + size;
+            Rows<T>& rows = all_rows[head];
+            const T* blank = p.blank + head * 2 * p.d;
+            double* sums = range.sums.data() + head * (6 + 2 * p.d) + 6;
+            alignas(64) T weight[W<T> + BLOCK] = {}, rise[BLOCK];
+            pack_rows(p.query + (at + head) * p.d, there, stride, p.d, queries);
+            pack_rows(grad_out + (at + head) * p.d, there, stride, p.d, grad);
+            pack_rows(out + (at + head) * p.d, there, stride, p.d, grad_query);
+            dot_rows(grad, grad_query, p.slices(), rows.mean);
+            for (int i = 0; i < BLOCK; i++) rows.lse[i] = there >> i & 1 ? lse[at + i * p.heads + head] : 0;
+            pack_rows(blank + p.d, 255, 0, p.d, grad_query);
+            dot_rows(grad, grad_query, p.slices(), rise);
+            pack_rows(blank, 255, 0, p.d, grad_query);
+            dot_rows(queries, grad_query, p.slices(), weight);
+            for (int i = 0; i < BLOCK; i += W<T>)
+                store<T>(weight + i, exponential<T>(load(weight + i) - load(rows.lse + i)));
+            for (int i = 0; i < BLOCK; i++) rise[i] = weight[i] * (rise[i] - rows.mean[i]);
+            scale_rows(grad_query, p.slices(), rise);
+            add_weighted_rows(queries, rise, p.d, sums);
+            add_weighted_rows(grad, weight, p.d, sums + p.d);
+        }
+        for (int64_t first = 0; first < length; first += CHUNK) {
+            chunk.fill(p, geometry, tile, first, std::min(length, first + CHUNK));
+            T* grad_kv[CHUNK];
+            for (int c = 0; c < chunk.count; c++) {
+                const int64_t block = chunk.block[c];
+                if (block < range.first) grad_kv[c] = range.before.get() + (block - range.low) * block_size;
+                else if (block < range.last) grad_kv[c] = own + block * block_size;
+                else grad_kv[c] = range.after.get() + (block - range.last) * block_size;
+            }
+            for (int64_t head = 0; head < p.heads; head++) {
+                T *queries = memory.get() + 3 * head * size, *grad = queries + size, *grad_query = grad + size;
+                position_term(chunk, p.weight + 5 * head, p.bias[head], weights);
+                multiply(p, chunk, range.image, head, queries, keys, weights);
+                for (int v = 0; v < chunk.vectors(); v++)
+                    for (int i = 0; i < BLOCK; i++)
+                        store<T>(grads + (v * BLOCK + i) * W<T>, Vector<T>{} - all_rows[head].mean[i]);
+                multiply(p, chunk, range.image, head, grad, values, grads);
+                differentiate(chunk, all_rows[head], weights, grads, range.sums.data() + head * (6 + 2 * p.d));
+                add_rows(chunk, grads, p.key(range.image, 0, head), 2 * stride, p.d, grad_query);
+                add_keys(p, chunk, grads, queries, grad_kv, head * 2 * p.d);
+                add_keys(p, chunk, weights, grad, grad_kv, (head * 2 + 1) * p.d);
+            }
+        }
+        const T ones[BLOCK] = {1, 1, 1, 1, 1, 1, 1, 1};
+        for (int64_t head = 0; head < p.heads; head++)
+            unpack_rows(memory.get() + (3 * head + 2) * size, count, there, ones, stride, p.d,
+                        to.query + (at + head) * p.d);
+    }
+}
+
+// Cut each image's tiles into ranges; how many depends on the sizes alone, so results do not depend on the threads.
+template <class T>
+std::vector<Range<T>> make_ranges(const Problem<T>& p) {
+    constexpr int64_t WANTED = 32, LEAST_TILES = 8, MOST_OF_EVERYTHING = 4;
+    int64_t count = std::max<int64_t>(1, std::min((WANTED + p.batch - 1) / p.batch, p.blocks / LEAST_TILES));
+    if (p.everything) count = std::min(count, MOST_OF_EVERYTHING);  // each range has gradients of all keys
+    std::vector<Range<T>> ranges(p.batch * count);
+    for (int64_t i = 0; i < p.batch * count; i++) {
+        Range<T>& range = ranges[i];
+        range.image = i / count;
+        range.first = p.blocks * (i % count) / count;
+        range.last = p.blocks * (i % count + 1) / count;
+        range.low = p.everything ? 0 : range.first;
+        range.high = p.everything ? p.blocks : range.last;
+        if (p.everything) continue;
+        const int64_t* lists = p.lists + p.geometry(range.image) * p.blocks * 2;
+        for (int64_t tile = range.first; tile < range.last; tile++) {
+            const int64_t start = lists[2 * tile], length = lists[2 * tile + 1];
+            if (length == 0) continue;
+            range.low = std::min<int64_t>(range.low, p.seen[start]);
+            range.high = std::max<int64_t>(range.high, p.seen[start + length - 1] + 1);
+        }
+    }
+    return ranges;
+}
+
+// Gradients from that of out; keys, values: memory for (B, blocks, H, d, 8) each.
+template <class T>
+void backward(const Threads* threads, const Problem<T>& p, const T* grad_out, const T* out, const T* lse, T* keys,
+              T* values, const Gradients<T>& to) {
+    transpose(threads, p, 0, keys);
+    transpose(threads, p, 1, values);
+    auto ranges = make_ranges(p);
+    const int64_t all = int64_t(ranges.size()), of_image = p.batch ? all / p.batch : 0;
+    parallel_for(threads, all, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) backward_range(p, grad_out, out, lse, keys, values, to, ranges[i]);
+    });
+    const int64_t row_size = p.heads * 2 * p.d, block_size = BLOCK * row_size;
+    parallel_for(threads, all, 1, [&](int64_t begin, int64_t end) {  // what other ranges have for a range's own keys
+        for (int64_t i = begin; i < end; i++)
+            for (int64_t j = i / of_image * of_image; j < (i / of_image + 1) * of_image; j++) {
+                if (i == j) continue;
+                Range<T> &own = ranges[i], &other = ranges[j];
+                const int64_t first = std::max(own.first, other.low), last = std::min(own.last, other.high);
+                const int64_t size = std::min(last * BLOCK, p.places) * row_size - first * block_size;
+                const T* from = j > i ? other.before.get() + (first - other.low) * block_size
+                                      : other.after.get() + (first - other.last) * block_size;
+                T* grad = to.kv + own.image * p.places * row_size + first * block_size;
+                for (int64_t e = 0; e < size; e++) grad[e] += from[e];
+            }
+    });
+    for (int64_t head = 0; head < p.heads; head++)
+        for (int64_t e = 0; e < 6 + 2 * p.d; e++) {
+            double total = 0;
+            for (const auto& range : ranges) total += range.sums[head * (6 + 2 * p.d) + e];
+            T* grad = e < 5 ? to.weight + head * 5 + e : e == 5 ? to.bias + head : to.blank + head * 2 * p.d + e - 6;
+            *grad = T(total);
+        }
 }
 
 }  // namespace
@@ -574,16 +885,26 @@ extern "C" void attention_plan(const Threads* threads, const int64_t* positions,
     });
 }
 
+#define PROBLEM                                                                                                        \
+    {query, kv, blank, weight, bias, cells, there, lists, seen, sees, batch, geometries, places,                       \
+     (places + BLOCK - 1) / BLOCK, heads, d, everything != 0}
+
 #define ATTENTION(T, SUFFIX)                                                                                           \
     extern "C" void attention_forward_##SUFFIX(                                                                        \
         const Threads* threads, const T* query, const T* kv, const T* blank, const T* weight, const T* bias,           \
         const double* cells, const uint8_t* there, const int64_t* lists, const int32_t* seen, const uint64_t* sees,    \
         T* keys, T* out, T* lse, int64_t batch, int64_t geometries, int64_t places, int64_t heads, int64_t d,          \
         int64_t everything) {                                                                                          \
-        const Problem<T> p{query, kv,    blank,      weight, bias,                         cells, there, lists,        \
-                           seen,  sees,  batch,      geometries, places, (places + BLOCK - 1) / BLOCK, heads, d,       \
-                           everything != 0};                                                                           \
-        forward(threads, p, keys, out, lse);                                                                           \
+        forward(threads, Problem<T> PROBLEM, keys, out, lse);                                                          \
+    }                                                                                                                  \
+    extern "C" void attention_backward_##SUFFIX(                                                                       \
+        const Threads* threads, const T* grad_out, const T* out, const T* lse, const T* query, const T* kv,            \
+        const T* blank, const T* weight, const T* bias, const double* cells, const uint8_t* there,                     \
+        const int64_t* lists, const int32_t* seen, const uint64_t* sees, T* keys, T* values, T* grad_query,            \
+        T* grad_kv, T* grad_blank, T* grad_weight, T* grad_bias, int64_t batch, int64_t geometries, int64_t places,    \
+        int64_t heads, int64_t d, int64_t everything) {                                                                \
+        backward(threads, Problem<T> PROBLEM, grad_out, out, lse, keys, values,                                        \
+                 Gradients<T>{grad_query, grad_kv, grad_blank, grad_weight, grad_bias});                               \
     }
 
 ATTENTION(float, f32)

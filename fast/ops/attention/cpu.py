@@ -15,9 +15,10 @@ BLOCK = 8  # places taken together, as in cpu.cpp
 class CpuPlan(NamedTuple):
     """What the kernels need of a stage's geometry, made once a stage; the batch axis may have length 1.
 
-    Places are taken in N = ceil(k m / 8) blocks of 8, whatever the cluster size. A block's list names the blocks of keys
-    that its 8 queries see, and which query sees which key. All lists have room for ``width`` entries; they lie one after
-    another, and what is left at the end of each 64 is not used. Where all tokens see all (k = 1) there are no lists.
+    Places are taken in N = ceil(k m / 8) blocks of 8, whatever the cluster size. A block's list names the blocks of
+    keys that its 8 queries see, and says which query sees which key. There is memory for lists of ``width`` entries
+    each, the most there can be; 64 lists lie one after another, then what they left is not used. Where every token sees
+    all (k = 1) there are no lists.
     """
 
     cells: Tensor  # (B, 2, 8 N) float64: x and y of each place; 0 where it is empty
@@ -107,17 +108,43 @@ def forward(query, key_value, blank, weight, bias, plan, members):
     return out[..., :d].to(query.dtype), lse
 
 
+def backward(grad_out, out, lse, query, key_value, blank, weight, bias, plan, members):
+    """Gradients of query, key_value, blank, weight and bias, from that of ``out``.
+
+    Empty places have gradients 0; what ``grad_out`` says of them is not read, as their ``out`` is constant.
+
+    Parameters
+    ----------
+    grad_out, out : (B, k m, H, d) tensors
+    lse : (B, k m, H) tensor
+        Of ``forward``, like ``out``.
+    query, key_value, blank, weight, bias, plan, members
+        As for ``forward``.
+    """
+    tensors = query, key_value, blank, weight, bias
+    inputs = _ready(*tensors)
+    results = *(_filled(x, inputs[0].dtype) for x in (grad_out, out)), lse.contiguous()
+    memory = _transposed(inputs[0], plan), _transposed(inputs[0], plan)
+    grads = [torch.empty_like(x) for x in inputs]
+    sizes = _sizes(inputs[0], plan, members)
+    call(SOURCE, "attention_backward" + _suffix(inputs[0]), *results, *inputs, *plan, *memory, *grads, *sizes)
+    return tuple(grad[..., : x.shape[-1]].to(x.dtype) for grad, x in zip(grads, tensors, strict=True))
+
+
 def _suffix(x):
     return "_f64" if x.dtype == torch.float64 else "_f32"
 
 
-def _ready(query, *others):
-    """Tensors in float32 or wider, contiguous, channels filled up with zeros to a multiple of 8."""
-    wide, d = torch.promote_types(query.dtype, torch.float32), query.shape[-1]
-    *rows, weight, bias = (x.to(wide).contiguous() for x in (query, *others))
-    if d % 8:
-        rows = [pad(x, (0, -d % 8)) for x in rows]
-    return *rows, weight, bias
+def _ready(query, key_value, blank, weight, bias):
+    """The inputs as the kernels read them."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return *(_filled(x, wide) for x in (query, key_value, blank)), *(x.to(wide).contiguous() for x in (weight, bias))
+
+
+def _filled(x, dtype):
+    """x in a dtype, contiguous, its channels filled up with zeros to a multiple of 8."""
+    x = x.to(dtype).contiguous()
+    return x if x.shape[-1] % BLOCK == 0 else pad(x, (0, -x.shape[-1] % BLOCK))
 
 
 def _transposed(query, plan):
