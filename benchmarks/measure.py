@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fast import dispatch
+from fast.ops import dispatch
 
 from .cases import STEP
 

@@ -1,17 +1,15 @@
 """Operators, ready to be timed: on tokens as a network with random scores keeps them, with AFF-Tiny's channels."""
 
 import torch
-from torch.nn.functional import linear
 
-from fast import dispatch
-from fast.attention import attention_by_clusters, local_attention
 from fast.clustering import cluster_order, cluster_sums
-from fast.deformable import DeformableAttention, lookup_table
+from fast.deformable import DeformableAttention, lookup_table, lookup_tables
 from fast.grid_prior import grid_prior, local_stride, reserved_tokens
-from fast.indexing import gather_rows
 from fast.merging import Merging
 from fast.models import model_config
 from fast.neighborhoods import nearest_clusters, stage_geometry
+from fast.ops import dispatch, neighborhood_attention
+from fast.ops.indexing import gather_rows
 from fast.patch_embedding import grid_positions
 from fast.selection import choose, token_counts
 
@@ -20,12 +18,12 @@ from .cases import BACKWARD
 CONFIG = model_config("aff_tiny")
 NEAREST = 6  # clusters that make a neighbourhood of 48
 HIDDEN, HEADS, POINTS = 256, 8, 4  # of Mask2Former's encoder
-SWITCH = {"attention": "attention", "merging": "merging", "deformable reading": "interpolation"}  # else "neighbors"
+SWITCH = {"attention": "attention", "merging": "merging", "deformable reading": "sampling"}  # else "nearest"
 
 
 def has_plain_rival(case, device):
     """Say whether a case takes another path than the plainest on a device."""
-    switch = SWITCH.get(case.what, "neighbors")
+    switch = SWITCH.get(case.what, "nearest")
     return case.group == "model" or dispatch.path(switch, device) != dispatch.PATHS[switch][-1]
 
 
@@ -81,21 +79,12 @@ def _attention(case, geometry, positions, device):
     """Without the linear layers around it, which are the same on every path."""
     dim, heads, dtype = CONFIG.dims[case.stage - 1], CONFIG.heads[case.stage - 1], getattr(torch, case.dtype)
     rows, d = (*positions.shape[:2], heads), dim // heads
-    query, key_value, blank = (_normal(device, dtype, *s) for s in ((*rows, d), (*rows, 2, d), (heads, 2, d)))
+    query, kv, blank = (_normal(device, dtype, *s) for s in ((*rows, d), (*rows, 2, d), (heads, 2, d)))
     weight, bias = _normal(device, torch.float32, heads, 5), _normal(device, torch.float32, heads)
-    plain = dispatch.path("attention", device) == "gather"
-    if not plain:
-        query, key_value = (geometry.to_clusters(x.detach()).requires_grad_() for x in (query, key_value))
-        geometry = geometry.renumbered()
-
-    def by_gathering():
-        term = linear(geometry.relative, weight, bias)
-        return local_attention(query, *key_value.unbind(-2), geometry.neighbors, geometry.valid, term, *blank.unbind(1))
-
-    def by_clusters():
-        return attention_by_clusters(query, key_value, blank, weight, bias, geometry)
-
-    return _run(case, by_gathering if plain else by_clusters, [query, key_value, blank, weight, bias])
+    query, kv = (geometry.to_clusters(x.detach()).requires_grad_() for x in (query, kv))
+    geometry = geometry.renumbered()
+    inputs = [query, kv, blank, weight, bias]
+    return _run(case, lambda: neighborhood_attention(*inputs, geometry), inputs)
 
 
 def _merging(case, geometry, positions, device):
@@ -114,7 +103,7 @@ def _merging(case, geometry, positions, device):
 
 def _deformable(case, canvas, device):
     levels = [tokens(canvas, stage, case.batch, device) for stage in (4, 3, 2)]
-    tables, sizes = [lookup_table(level, canvas) for level in levels], [level.shape[1] for level in levels]
+    tables, sizes = lookup_tables(levels, canvas), [level.shape[1] for level in levels]
     positions = torch.cat(levels, dim=1)
     module = DeformableAttention(HIDDEN, HEADS, len(levels), POINTS).to(device)
     query, source = (_normal(device, torch.float32, *positions.shape[:2], HIDDEN) for _ in range(2))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from fast import dispatch
+from fast.ops import dispatch
 from train.errors import Parser, UserError, run_command
 
 from . import measure, models, operators, results

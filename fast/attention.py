@@ -3,69 +3,10 @@
 import torch
 from torch import nn
 
-from . import attention_operator, dispatch
-from .indexing import gather_rows, token_slices
+from .ops import neighborhood_attention
+from .ops.attention.plain import local_attention
 
-
-def local_attention(query, key, value, neighbors, valid, bias, blank_key, blank_value):
-    """Let each token attend to its neighbourhood and to the blank token.
-
-    Parameters
-    ----------
-    query, key, value : (B, n, H, d) tensors
-        The query already scaled by d^-1/2.
-    neighbors : (B or 1, n, M) int64 tensor
-    valid : (B or 1, n, M) bool tensor or None
-        False for slots that get no weight; None: all count.
-    bias : (B or 1, n, M, H) tensor
-        The position term P of Eq. 2.
-    blank_key, blank_value : (H, d) tensors
-
-    Returns
-    -------
-    (B, n, H, d) tensor
-    """
-    batch, n, heads, d = query.shape
-    query, key, value = (x.permute(2, 0, 1, 3).contiguous() for x in (query, key, value))  # (H, B, n, d)
-    blank = torch.einsum("hbnd,hd->hbn", query, blank_key)[..., None]
-    out = []
-    for part in token_slices(neighbors, batch * heads * d):
-        near = neighbors[:, part].expand(batch, -1, -1)  # (B, rows, M)
-        logits = (gather_rows(key, near, 1) @ query[:, :, part, :, None]).squeeze(-1)  # (H, B, rows, M)
-        logits = logits + bias[:, part].permute(3, 0, 1, 2)
-        if valid is not None:
-            logits = logits.masked_fill(~valid[:, part], -torch.inf)
-        weight = torch.cat([logits, blank[:, :, part].to(logits.dtype)], dim=-1).softmax(dim=-1).to(value.dtype)
-        seen = (weight[..., None, :-1] @ gather_rows(value, near, 1)).squeeze(-2)  # (H, B, rows, d)
-        out.append(seen + weight[..., -1:] * blank_value[:, None, None])
-    return torch.cat(out, dim=2).permute(1, 2, 0, 3)
-
-
-def attention_by_clusters(query, key_value, blank, weight, bias, geometry):
-    """Compute what ``local_attention`` does with the position term, in one operator that runs the fastest path.
-
-    Forward and backward, with float32 or wider sums: the operators ``aff::attention``, ``aff::attention_backward``.
-
-    Parameters
-    ----------
-    query : (B, k m, H, d) tensor
-        Already scaled by d^-1/2; tokens as ``StageGeometry.to_clusters`` puts them.
-    key_value : (B, k m, H, 2, d) tensor
-    blank : (H, 2, d) tensor
-        Key and value of the blank token.
-    weight, bias : (H, 5) and (H,) tensors
-        The position term's: bias_ij = weight . relative_position(p_j - p_i) + bias.
-    geometry : StageGeometry
-        With ``in_clusters``.
-
-    Returns
-    -------
-    (B, k m, H, d) tensor
-    """
-    g = geometry
-    return attention_operator.attention(
-        query, key_value, blank, weight, bias, g.positions, g.members, g.nearest, list(g.plan)
-    )[0]
+__all__ = ["Attention", "AttentionBlock", "DropPath", "local_attention"]
 
 
 class Attention(nn.Module):
@@ -85,24 +26,14 @@ class Attention(nn.Module):
 
     def forward(self, x, geometry):
         """x (B, n, C), StageGeometry -> (B, n, C)."""
-        plain = dispatch.path("attention", x.device) == "gather"
-        if not plain and not geometry.in_clusters:
+        if not geometry.in_clusters:
             return geometry.from_clusters(self(geometry.to_clusters(x), geometry.renumbered()))
         d = x.shape[-1] // self.heads
         query = self.query(x).unflatten(-1, (self.heads, d)) * d**-0.5
-        key_value = self.key_value(x).unflatten(-1, (self.heads, 2, d))
+        kv = self.key_value(x).unflatten(-1, (self.heads, 2, d))
         blank = torch.stack([b.view(self.heads, d) for b in (self.blank_key, self.blank_value)], dim=1).to(query.dtype)
-        if plain:
-            pair, bias = (key_value.unbind(-2), self.position_term(geometry.relative))
-            out = local_attention(query, *pair, geometry.neighbors, geometry.valid, bias, *blank.unbind(1))
-        else:
-            out = attention_by_clusters(query, key_value, blank, self.position.weight, self.position.bias, geometry)
+        out = neighborhood_attention(query, kv, blank, self.position.weight, self.position.bias, geometry)
         return self.project(out.flatten(2))
-
-    def position_term(self, relative):
-        """P of Eq. 2, (..., 5) -> (..., H), in float32 or wider also under autocast: it needs the digits."""
-        with torch.autocast(relative.device.type, enabled=False):
-            return self.position(relative.to(self.position.weight.dtype))
 
 
 class DropPath(nn.Module):

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import dispatch
 from .attention import AttentionBlock
 from .curves import CURVES
 from .grid_prior import METRICS, grid_prior, local_stride, reserved_tokens
-from .indexing import gather_rows
 from .merging import Merging
 from .neighborhoods import nearest_tokens, stage_geometry
+from .ops.indexing import gather_rows
 from .patch_embedding import PatchEmbedding, grid_positions, prepare_image
 from .selection import Importance, choose, token_counts
 
@@ -125,12 +124,11 @@ class Stage(nn.Module):
         return StageTokens(positions, features, order, cluster, scores, kept, merged_positions, merged)
 
     def run_blocks(self, features, geometry, checkpointing=False):
-        """Run the attention blocks, the tokens put cluster after cluster unless attention gathers token by token."""
-        in_clusters = dispatch.path("attention", features.device) != "gather"
-        x, g = (geometry.to_clusters(features), geometry.renumbered()) if in_clusters else (features, geometry)
+        """Run the attention blocks on the tokens put cluster after cluster."""
+        x, g = geometry.to_clusters(features), geometry.renumbered()
         for block in self.blocks:
             x = checkpoint(block, x, g, use_reentrant=False) if checkpointing else block(x, g)
-        return geometry.from_clusters(x) if in_clusters else x
+        return geometry.from_clusters(x)
 
     def select_tokens(self, positions, scores, keep):
         """Indices (B, K) of the tokens that stay, in raster order."""
@@ -211,9 +209,8 @@ class AutoFocusFormer(nn.Module):
         arguments = (c.cluster_size, c.neighborhood[index], canvas, c.curve, self._position_dtype())
         if index > 0:
             return stage_geometry(positions, *arguments)
-        path = dispatch.path("attention", positions.device)
-        key = (arguments, positions.device, path)
-        if self._grid_geometry[0] != key:
+        key = (arguments, positions.device)
+        if self._grid_geometry[0] != key or not self._grid_geometry[1].current:
             self._grid_geometry = (key, stage_geometry(grid_positions(canvas, positions.device)[None], *arguments))
         return self._grid_geometry[1]
 

@@ -1,18 +1,14 @@
-"""Reading checkpoints without running them, and translating the official names of weights to ours and back."""
+"""Translating the official names of weights to ours and back, and telling from weights which model they are of."""
 
-import pickle
 import re
-import warnings
-import zipfile
-from _codecs import encode
-from collections import OrderedDict
-from pathlib import Path
 
-import numpy as np
 import torch
 
 from .backbone import STAGES, AutoFocusFormer, Config
+from .checkpoint_files import CheckpointError, is_finite
+from .checkpoint_files import load as load
 from .mask2former import LEVELS, HeadConfig, Mask2Former
+from .plain_pickle import SIZES, shown
 
 # Official names and ours, at the start of a name and inside it. The order of a tensor's elements never changes.
 # Of the backbone:
@@ -74,113 +70,8 @@ _HEAD_PARTS = [  # inside pixel_decoder.encoder
     (".linear2.", ".fc2."),
 ]
 _BACKBONE = "backbone."
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or whose keys or shapes are not those of an AutoFocusFormer."""
-
-
-def load(path):
-    """Read a checkpoint file without running anything in it.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file of ``torch.save``, a pickle of arrays ``*.pkl`` as detectron2 writes it or, with safetensors installed,
-        ``*.safetensors``.
-
-    Returns
-    -------
-    dict
-        What the file holds, on the CPU: tensors and plain containers. A pickled configuration (as the official
-        classification files carry) comes back as an ordered dict.
-
-    Raises
-    ------
-    FileNotFoundError
-        No such file.
-    CheckpointError
-        A file that is truncated or corrupted, that would run code to be read, or that holds no dict.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
-        return _load_pickle(path)
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_plain_types()):
-            warnings.simplefilter("ignore")  # of torch, on unusual pickle protocols: what it cannot read, it refuses
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"(?:GLOBAL|Unsupported class|function) ([\w.]+)", str(error))
-        if refused:
-            message = (
-                f"{path} was refused: reading it would run {refused[1]}; only tensors and plain containers are read"
-            )
-        else:
-            message = f"{path} is not a checkpoint, or is corrupted ({str(error).splitlines()[0][:80]})"
-        raise CheckpointError(message) from None
-    except Exception as error:  # bytes at random raise nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
-        raise CheckpointError(f"{path} is truncated or corrupted ({reason})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of weights")
-    return content
-
-
-def _plain_types():
-    """What a file may name besides torch's own tensors: configurations as dicts, numpy's numbers and arrays."""
-    core = np.core.multiarray if np.lib.NumpyVersion(np.__version__) < "2.0.0" else np._core.multiarray
-    numpy_types = [np.dtype, np.ndarray, *{type(np.dtype(t)) for t in "?bhilqBHILQefd"}]
-    functions = [
-        (f, f"numpy.{m}.multiarray.{f.__name__}") for f in (core.scalar, core._reconstruct) for m in ("core", "_core")
-    ]
-    return [(OrderedDict, "yacs.config.CfgNode"), *numpy_types, *functions]
-
-
-def _load_safetensors(path):
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise ImportError("reading .safetensors needs the package safetensors: pip install safetensors") from None
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or corrupted ({error})") from None
-
-
-def _load_pickle(path):
-    """Read a plain pickle of a dict of arrays; whatever names anything but arrays and plain containers is refused."""
-    pairs = (entry if isinstance(entry, tuple) else (entry, None) for entry in [*_plain_types(), OrderedDict, encode])
-    known = {name or f"{item.__module__}.{item.__name__}": item for item, name in pairs}
-
-    class PlainUnpickler(pickle.Unpickler):
-        def find_class(self, module, name):
-            if f"{module}.{name}" not in known:
-                what = f"reading it would run {module}.{name}; only arrays and plain containers are read"
-                raise CheckpointError(f"{path} was refused: {what}")
-            return known[f"{module}.{name}"]
-
-    try:
-        with path.open("rb") as file:
-            content = PlainUnpickler(file, encoding="latin1").load()
-    except CheckpointError:
-        raise
-    except Exception as error:  # bytes at random raise nearly anything
-        raise CheckpointError(f"{path} is truncated or corrupted ({type(error).__name__}: {str(error)[:80]})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of weights")
-    return _tensors(content)
-
-
-def _tensors(value):
-    """Turn the numeric arrays of nested dicts into tensors."""
-    if isinstance(value, dict):
-        return {name: _tensors(item) for name, item in value.items()}
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
+_WRAPPERS, _PUT_BEFORE = ("model", "state_dict"), ("module.", "_orig_mod.")
+MOST_BLOCKS, MOST_CHANNELS, MOST_LISTED = 64, 2**20, 100  # of a stage; of any axis; names of a kind in a message
 
 
 def from_official(state_dict):
@@ -189,7 +80,9 @@ def from_official(state_dict):
     Parameters
     ----------
     state_dict : dict
-        Official names to tensors or arrays; a file's whole content ``{"model": {...}, ...}`` will do.
+        Official names to tensors or arrays. A file's whole content ``{"model": {...}, ...}`` or ``{"state_dict": ...}``
+        will do, and so will names that ``DistributedDataParallel`` or ``torch.compile`` have put ``module.`` or
+        ``_orig_mod.`` before.
 
     Returns
     -------
@@ -199,20 +92,57 @@ def from_official(state_dict):
     Raises
     ------
     CheckpointError
-        Missing, unknown or misshapen keys: all of them are listed, by their official names.
+        Missing, unknown or misshapen keys, numbers of the wrong type or not finite: all of them are listed, by the
+        names in the file.
     """
-    state_dict = state_dict["model"] if isinstance(state_dict.get("model"), dict) else state_dict
+    names = {}  # of each name without what was put before it: the one in the file
+    weights = unwrapped(state_dict, names)
     given = {}  # our name: the one in the file
-    for name in state_dict:
-        given.setdefault(our_name(name), name)
-    doubled = [name for name in state_dict if given[our_name(name)] != name]
-    renamed = {ours: state_dict[name] for ours, name in given.items()}
+    for name in weights:
+        given.setdefault(our_name(name), names[name])
+    doubled = [names[name] for name in weights if given[our_name(name)] != names[name]]
+    renamed = {our_name(name): value for name, value in weights.items() if given[our_name(name)] == names[name]}
     _check_complete(renamed, lambda name: given.get(name) or official_name(name), doubled)
     return renamed
 
 
+def unwrapped(state_dict, names=None):
+    """Take the weights out of a file's content, and ``module.`` and ``_orig_mod.`` off the start of all their names.
+
+    Parameters
+    ----------
+    state_dict : dict
+    names : dict, optional
+        Gets each name's form before.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    CheckpointError
+        No dict with names for keys.
+    """
+    for _ in range(len(_WRAPPERS)):
+        inner = [state_dict[key] for key in _WRAPPERS if isinstance(state_dict, dict) and key in state_dict]
+        state_dict = next((each for each in inner if isinstance(each, dict)), state_dict)
+    if not isinstance(state_dict, dict):
+        raise CheckpointError(f"weights must be a dict of names to tensors, not a {type(state_dict).__name__}")
+    odd = next((key for key in state_dict if not isinstance(key, str)), None)
+    if odd is not None or None in state_dict:
+        raise CheckpointError(f"the names of weights must be strings; there is {str(odd)[:40]}, a {type(odd).__name__}")
+    short = {name: name for name in state_dict}
+    while len(short) and (start := next((p for p in _PUT_BEFORE if all(name.startswith(p) for name in short)), None)):
+        short = {name.removeprefix(start): whole for name, whole in short.items()}
+    if names is not None:
+        names.update(short)
+    return {name: state_dict[whole] for name, whole in short.items()}
+
+
 def to_official(state_dict):
     """Rename a state dict of this project to the official names: the inverse of ``from_official``, as strict."""
+    state_dict = unwrapped(state_dict)
     _check_complete(state_dict, str)
     return {official_name(name): value for name, value in state_dict.items()}
 
@@ -265,9 +195,9 @@ def config_from(state_dict):
     Raises
     ------
     CheckpointError
-        Names or shapes that leave the model unknown.
+        Names or shapes that leave the model unknown, or are of none.
     """
-    shapes = {name: _shape(value) for name, value in state_dict.items()}
+    shapes = _shapes(state_dict)
 
     def first(pattern):
         found = [shapes[name] for name in sorted(shapes) if re.fullmatch(pattern, name)]
@@ -276,67 +206,128 @@ def config_from(state_dict):
         return found[0]
 
     stages, block = range(STAGES), r"stages\.{}\.blocks\.\d+\."
-    blocks = [[int(n.split(".")[3]) for n in shapes if re.match(block.format(i), n)] for i in stages]
+    depths = [_count(shapes, f"stages.{i}.blocks.", MOST_BLOCKS) for i in stages]
     dims = [first(block.format(i) + r"norm\d\.weight")[0] for i in stages]
     hidden = first(block.format(0) + r"mlp\.fc1\.weight")[0]
     features_only = any(name.startswith("norms.") for name in shapes)
-    config = Config(
-        num_classes=0 if features_only or "head.weight" not in shapes else shapes["head.weight"][0],
-        depths=tuple(max(b, default=-1) + 1 for b in blocks),
-        dims=tuple(dims),
-        heads=tuple(first(block.format(i) + r"attention\.position\.weight")[0] for i in stages),
-        mlp_ratio=hidden / dims[0],
-        layer_scale=1e-5 if any(".scale1" in name for name in shapes) else None,
-    )
+    classes = 0 if features_only or "head.weight" not in shapes else first(r"head\.weight")[0]
+    try:
+        config = Config(
+            num_classes=classes,
+            depths=tuple(depths),
+            dims=tuple(dims),
+            heads=tuple(first(block.format(i) + r"attention\.position\.weight")[0] for i in stages),
+            mlp_ratio=hidden / max(1, dims[0]),
+            layer_scale=1e-5 if any(".scale1" in name for name in shapes) else None,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"not the weights of an AutoFocusFormer: {error}") from None
     return config, features_only
 
 
 def head_config_from(state_dict):
     """Work out the HeadConfig of a Mask2Former state dict of this project; points, lookup, sine_max: the defaults."""
-    shapes = {name: _shape(value) for name, value in state_dict.items()}
+    shapes = _shapes(state_dict)
+
+    def length(name, axis=0):
+        if len(shapes[name]) <= axis:
+            raise CheckpointError(f"not the weights of a Mask2Former: {official_name(name)} is {shapes[name]}")
+        return shapes[name][axis]
+
     try:
-        queries, hidden = shapes["decoder.query_features.weight"]
+        per_head = LEVELS * HeadConfig.points
         return HeadConfig(
-            num_classes=shapes["decoder.class_head.weight"][0] - 1,
-            hidden_dim=hidden,
-            num_queries=queries,
-            heads=shapes["pixel_decoder.encoder.0.attention.attention_weights.weight"][0]
-            // (LEVELS * HeadConfig.points),
-            encoder_layers=1 + max(int(n.split(".")[2]) for n in shapes if n.startswith("pixel_decoder.encoder.")),
-            decoder_layers=1 + max(int(n.split(".")[2]) for n in shapes if n.startswith("decoder.layers.")),
-            encoder_ffn=shapes["pixel_decoder.encoder.0.fc1.weight"][0],
-            decoder_ffn=shapes["decoder.layers.0.fc1.weight"][0],
+            num_classes=length("decoder.class_head.weight") - 1,
+            hidden_dim=length("decoder.query_features.weight", 1),
+            num_queries=length("decoder.query_features.weight"),
+            heads=length("pixel_decoder.encoder.0.attention.attention_weights.weight") // per_head,
+            encoder_layers=_count(shapes, "pixel_decoder.encoder.", _MOST_LAYERS),
+            decoder_layers=_count(shapes, "decoder.layers.", _MOST_LAYERS),
+            encoder_ffn=length("pixel_decoder.encoder.0.fc1.weight"),
+            decoder_ffn=length("decoder.layers.0.fc1.weight"),
         )
     except KeyError as error:
         raise CheckpointError(f"not the weights of a Mask2Former: {official_name(error.args[0])} is missing") from None
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"not the weights of a Mask2Former: {error}") from None
+
+
+def _shapes(state_dict):
+    """Shapes by name, none so large that a model of them would be a burden even without its numbers."""
+    shapes = {name: _shape(value) for name, value in state_dict.items()}
+    for name, shape in shapes.items():
+        if max(shape, default=0) > MOST_CHANNELS:
+            raise CheckpointError(f"{_short(name)} is {shape}: no axis of a weight has more than {MOST_CHANNELS:,}")
+    return shapes
+
+
+def _count(shapes, start, most):
+    """One more than the largest number that follows ``start`` in a name."""
+    numbers = [name[len(start) :].partition(".")[0] for name in shapes if name.startswith(start)]
+    odd = [number for number in numbers if not re.fullmatch("[0-9]{1,4}", number) or int(number) >= most]
+    if odd:
+        raise CheckpointError(f"{_short(start + odd[0])}: such parts are numbered from 0 to at most {most - 1}")
+    return 1 + max(map(int, numbers), default=-1)
 
 
 def expected_model(state_dict):
     """Make, without memory for its weights, the model that a state dict of this project describes."""
     backbone = {n[len(_BACKBONE) :]: v for n, v in state_dict.items() if n.startswith(_BACKBONE)}
     config, features_only = config_from(backbone or state_dict)
+    if backbone and not features_only:
+        raise CheckpointError("not the weights of a segmenter: its backbone has no norms.* of its stages")
     with torch.device("meta"):
         model = AutoFocusFormer(config, features_only)
         return Mask2Former(model, head_config_from(state_dict)) if backbone else model
 
 
 def _check_complete(state_dict, shown_name, doubled=()):
-    """Compare names and shapes with those of the model that they describe; list all that is wrong.
+    """Compare names, shapes and kinds of numbers with those of the model that they describe; list all that is wrong.
 
     ``doubled`` are further names, in the words of the file, that mean a weight already there.
     """
     expected = expected_model(state_dict).state_dict()
-    missing = [shown_name(name) for name in expected if name not in state_dict]
-    unknown = [shown_name(name) for name in state_dict if name not in expected] + list(doubled)
-    misshapen = [
-        f"{shown_name(name)} is {_shape(value)}, not {_shape(expected[name])}"
-        for name, value in state_dict.items()
-        if name in expected and _shape(value) != _shape(expected[name])
-    ]
-    found = [("missing", missing), ("unknown", unknown), ("misshapen", misshapen)]
-    problems = "; ".join(f"{what}: {', '.join(names)}" for what, names in found if names)
+    known = {name: value for name, value in state_dict.items() if name in expected}
+    odd = [name for name, value in known.items() if not _same_kind(value, expected[name])]
+    found = {
+        "missing": [shown_name(name) for name in expected if name not in state_dict],
+        "unknown": [shown_name(name) for name in state_dict if name not in expected] + list(doubled),
+        "misshapen": [
+            f"{shown_name(name)} is {_shape(value)}, not {_shape(expected[name])}"
+            for name, value in known.items()
+            if _shape(value) != _shape(expected[name])
+        ],
+        "of another type": [f"{shown_name(name)} is {_kind(known[name])}" for name in odd],
+        "NaN or infinite": [
+            shown_name(name)
+            for name, value in known.items()
+            if name not in odd and not is_finite(torch.as_tensor(value))
+        ],
+    }
+    problems = "; ".join(f"{what}: {_listed(names)}" for what, names in found.items() if names)
     if problems:
         raise CheckpointError(f"the checkpoint does not fit: {problems}")
+
+
+def _same_kind(value, expected):
+    """Whether a value is a tensor or array of real floating-point numbers, or of whole ones, as ``expected``."""
+    dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    return dtype in (SIZES if not expected.is_floating_point() else ("float16", "bfloat16", "float32", "float64"))
+
+
+def _kind(value):
+    return str(getattr(value, "dtype", type(value).__name__))
+
+
+def _listed(names):
+    more = f" and {len(names) - MOST_LISTED:,} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(map(_short, names[:MOST_LISTED])) + more
+
+
+def _short(name):
+    return shown(name) if len(name) > 160 or not name.isprintable() else name
 
 
 def _shape(value):

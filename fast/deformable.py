@@ -5,14 +5,16 @@ import math
 import torch
 from torch import nn
 
-from . import dispatch
-from .indexing import gather_rows, recomputed, token_slices, weighted_sum
-from .interpolation import HALF_POWER, shepard_weights
+from . import ops
+from .interpolation import HALF_POWER
 from .neighborhoods import nearest_tokens
+from .ops.sampling.plain import nearest_by_table
 from .patch_embedding import grid_positions
 
 NEAREST = 4  # tokens that a value is interpolated from
 LOOKUPS = ("rounded", "exact")
+
+__all__ = ["LOOKUPS", "DeformableAttention", "lookup_table", "lookup_tables", "nearest_by_table", "nearest_exact"]
 
 
 def lookup_table(positions, canvas):
@@ -21,14 +23,18 @@ def lookup_table(positions, canvas):
     return nearest_tokens(cells, positions, NEAREST, canvas)
 
 
-def nearest_by_table(locations, table, canvas):
-    """Look up the nearest tokens of locations (B, q, P, 2) at the cell they round to: -> (B, q, P, 4) int64.
+def lookup_tables(level_positions, canvas):
+    """Return the nearest 4 tokens of every cell in each level: list of (B, n, 2) -> (L, B, h w, 4) int32.
 
-    Rounded half to even and clamped to the canvas.
+    Tokens are numbered over all levels, one after the other; -1 where a level has fewer than four. Made once, they
+    serve all layers.
     """
-    h, w = canvas
-    x, y = locations.detach().round().long().unbind(-1)
-    return gather_rows(table, y.clamp(0, h - 1) * w + x.clamp(0, w - 1))
+    tables, start = [], 0
+    for positions in level_positions:
+        table = (lookup_table(positions, canvas) + start).int()
+        tables.append(nn.functional.pad(table, (0, NEAREST - table.shape[-1]), value=-1))
+        start += positions.shape[1]
+    return torch.stack(tables)
 
 
 def nearest_exact(locations, positions):
@@ -83,8 +89,8 @@ class DeformableAttention(nn.Module):
         positions : (B, n, 2) int64 tensor
         level_sizes : sequence of int
         canvas : (h, w)
-        tables : list of (B, h w, 4) int64 tensors
-            Of ``lookup_table``, one a level; read if ``lookup`` is "rounded".
+        tables : (L, B, h w, 4) int32 tensor
+            Of ``lookup_tables``; read if ``lookup`` is "rounded".
 
         Returns
         -------
@@ -95,55 +101,25 @@ class DeformableAttention(nn.Module):
         attention = (
             self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(dim=-1).unflatten(-1, shape[1:])
         )
-        all_values = self.value(source).unflatten(-1, (self.heads, -1))
-        values = all_values.split(level_sizes, dim=1)
-        level_positions = positions.split(level_sizes, dim=1)
-        if dispatch.path("interpolation", query.device) == "gather":
-            out = 0
-            for level, table in enumerate(tables):
-                places, weight = locations[:, :, :, level], attention[:, :, :, level]
-                out = out + self._read(places, weight, level_positions[level], values[level], table, canvas)
+        values = self.value(source).unflatten(-1, (self.heads, -1))
+        if self.lookup == "rounded":
+            power = self.shepard_power
+            out = ops.sample_levels(locations, attention, tables, positions, values, power, canvas)
         else:
-            nearest = self._nearest(locations.detach(), level_positions, tables, canvas).flatten(3, 4)
-            places, weight = locations.flatten(3, 4), attention.flatten(3, 4)  # (B, n, H, L P, ..)
-            out = torch.ops.aff.read_places(places, weight, positions, all_values, nearest, self.shepard_power)
+            nearest = self._nearest_exact(locations, positions, level_sizes)
+            flat = locations.flatten(3, 4), attention.flatten(3, 4)
+            out = ops.sample(*flat, positions, values, nearest, self.shepard_power)
         return self.output(out.flatten(2))
 
-    def _nearest(self, locations, level_positions, tables, canvas):
-        """Tokens that all places (B, n, H, L, P, 2) are read from, numbered over all levels: (B, n, H, L, P, 4) int32.
+    def _nearest_exact(self, locations, positions, level_sizes):
+        """Nearest tokens of locations (B, n, H, L, P, 2), numbered over all levels: (B, n, H, L P, 4) int64.
 
         -1 where a level has fewer than four.
         """
         found, start = [], 0
-        for level, (positions, table) in enumerate(zip(level_positions, tables, strict=True)):
-            places = locations[:, :, :, level].flatten(2, 3)
-            if self.lookup == "rounded":
-                nearest = nearest_by_table(places, table, canvas)
-            else:
-                nearest = nearest_exact(places, positions)
-            nearest = (nearest + start).int().unflatten(2, (self.heads, -1))
-            found.append(nn.functional.pad(nearest, (0, NEAREST - nearest.shape[-1]), value=-1))
-            start += positions.shape[1]
-        return torch.stack(found, dim=3)
-
-    def _read(self, places, attention, positions, values, table, canvas):
-        """Read one level: places (B, q, H, P, 2), attention (B, q, H, P), values (B, n, H, d) -> (B, q, H, d)."""
-        values = values.permute(0, 2, 1, 3).flatten(0, 1)  # (B H, n, d)
-        places, attention = (x.permute(0, 2, 1, 3, *range(4, x.ndim)) for x in (places, attention))  # (B, H, q, P, ..)
-        slots = torch.empty(1, places.shape[2], self.points * NEAREST, device="meta")
-
-        def read(location, attention, values, half_power):
-            if self.lookup == "rounded":
-                nearest = nearest_by_table(location, table, canvas)
-            else:
-                nearest = nearest_exact(location, positions)
-            weight = shepard_weights(location, gather_rows(positions, nearest), half_power)
-            weight = weight * attention[..., None]  # (B, H rows, P, 4)
-            nearest, weight = (x.unflatten(1, (self.heads, -1)).flatten(0, 1).flatten(2) for x in (nearest, weight))
-            return weighted_sum(weight, gather_rows(values, nearest))  # (B H, rows, d)
-
-        out = []
-        for part in token_slices(slots, len(values) * values.shape[-1]):
-            here = (x[:, :, part].flatten(1, 2) for x in (places, attention))  # (B, H rows, P, ..)
-            out.append(recomputed(read, *here, values, self.shepard_power))
-        return torch.cat(out, dim=1).unflatten(0, (-1, self.heads)).transpose(1, 2)
+        for level, level_positions in enumerate(positions.split(level_sizes, dim=1)):
+            nearest = nearest_exact(locations[:, :, :, level].flatten(2, 3), level_positions) + start
+            nearest = nn.functional.pad(nearest, (0, NEAREST - nearest.shape[-1]), value=-1)
+            found.append(nearest.unflatten(2, (self.heads, -1)))
+            start += level_positions.shape[1]
+        return torch.cat(found, dim=3)

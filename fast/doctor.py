@@ -4,7 +4,7 @@
     python -m fast.doctor --device cpu
     python -m fast.doctor --check         # also run a small model by every path, and compare
 
-A path is forced for one run by ``AFF_PATHS``, as in ``AFF_PATHS=attention=gather,neighbors=brute``.
+A path is forced for one run by ``AFF_PATHS``, as in ``AFF_PATHS=attention=plain,nearest=plain``.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import sys
 
 import torch
 
-from . import dispatch
 from .models import create_model
+from .ops import dispatch
 
 TOLERANCE = 1e-4  # of the largest logit; paths differ in the order of float32 sums
 
@@ -81,7 +81,7 @@ def check(device):
     with torch.no_grad(), dispatch.force(**plainest):
         expected = model(images)
     worst = 0
-    for operator in ("neighbors", "attention", "merging"):
+    for operator in ("nearest", "attention", "merging"):
         for path in dispatch.PATHS[operator][:-1]:
             if dispatch.why_not(operator, path, device):
                 continue

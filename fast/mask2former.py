@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from .deformable import LOOKUPS, DeformableAttention, lookup_table
+from .deformable import LOOKUPS, DeformableAttention, lookup_tables
 from .interpolation import shepard
 from .pointconv import PointConv
 from .segmenter import Segmenter, output
@@ -123,7 +123,7 @@ class PixelDecoder(nn.Module):
     def _forward(self, positions, features, canvas):
         deep = positions[:0:-1]  # res5, res4, res3
         sizes = [p.shape[1] for p in deep]
-        tables = [lookup_table(p, canvas) for p in deep]
+        tables = lookup_tables(deep, canvas)
         source = torch.cat([net(f) for net, f in zip(self.projections, features[:0:-1], strict=True)], dim=1)
         codes = level_codes(deep, self.config.hidden_dim, self.config.sine_max, source.dtype)
         code = torch.cat([c + e for c, e in zip(codes, self.level_embedding, strict=True)], dim=1)
@@ -131,7 +131,8 @@ class PixelDecoder(nn.Module):
         for layer in self.encoder:
             source = layer(source, code, where, sizes, canvas, tables)
         levels = list(source.split(sizes, dim=1))
-        from_res3 = shepard(positions[0], deep[2], levels[2], tables[2])  # res2 holds every cell, in raster order
+        nearest = tables[2] - sum(sizes[:2])  # res2 holds every cell, in raster order
+        from_res3 = shepard(positions[0], deep[2], levels[2], nearest)
         y = self.pointconv(positions[0], self.adapter(features[0]) + from_res3, canvas)
         return self.mask_features(self.pointconv_norm(y).relu()), levels
 

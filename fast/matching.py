@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, grid_sample, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, grid_sample, pad, softplus
 
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0
 NO_OBJECT_WEIGHT = 0.1
@@ -21,27 +21,29 @@ def sample_points(maps, points):
 
 
 def matching_costs(class_logits, mask_logits, labels, targets):
-    """Cost of every query for every object.
+    """Cost of every query for every object; all may have leading axes, as of a batch.
 
     Parameters
     ----------
-    class_logits : (q, classes + 1) tensor
-    mask_logits : (q, p) tensor
+    class_logits : (..., q, classes + 1) tensor
+    mask_logits : (..., q, p) tensor
         At the p sampled points.
-    labels : (g,) int64 tensor
-    targets : (g, p) tensor
+    labels : (..., g) int64 tensor
+    targets : (..., g, p) tensor
         The objects' masks at the same points, 0 to 1.
 
     Returns
     -------
-    (q, g) tensor
+    (..., q, g) tensor
         2 (-probability of the class) + 5 (mean cross-entropy) + 5 (1 - dice).
     """
-    p = mask_logits.shape[1]
-    class_cost = -class_logits.softmax(dim=-1)[:, labels]
-    mask_cost = (softplus(-mask_logits) @ targets.T + softplus(mask_logits) @ (1 - targets).T) / p
+    prob = class_logits.softmax(dim=-1)
+    class_cost = -prob.gather(-1, labels[..., None, :].expand(*prob.shape[:-1], -1))
+    # mean over the points of softplus(-x) t + softplus(x) (1 - t), which is softplus(x) - x t
+    mask_cost = (softplus(mask_logits).sum(dim=-1, keepdim=True) - mask_logits @ targets.mT) / mask_logits.shape[-1]
     prob = mask_logits.sigmoid()
-    dice_cost = 1 - (2 * prob @ targets.T + 1) / (prob.sum(dim=1)[:, None] + targets.sum(dim=1) + 1)
+    total = prob.sum(dim=-1, keepdim=True) + targets.sum(dim=-1)[..., None, :]
+    dice_cost = 1 - (2 * prob @ targets.mT + 1) / (total + 1)
     return CLASS_WEIGHT * class_cost + MASK_WEIGHT * mask_cost + DICE_WEIGHT * dice_cost
 
 
@@ -55,18 +57,26 @@ def match(costs):
     return tuple(torch.as_tensor(side, device=costs.device) for side in pairs)
 
 
-def class_loss(class_logits, queries, labels):
+def class_loss(class_logits, queries, labels, weight_sum=None):
     """Cross-entropy of all queries, those without an object (weight 0.1) against the last class; weighted mean.
 
-    class_logits (B, q, classes + 1); ``queries`` and ``labels`` hold one (r,) tensor an image.
+    class_logits (B, q, classes + 1); ``queries`` and ``labels`` hold one (r,) tensor an image. ``weight_sum``: what the
+    weighted sum is divided by, if not the sum of the weights.
     """
     last = class_logits.shape[-1] - 1
     target = torch.full(class_logits.shape[:2], last, device=class_logits.device)
-    for image, (query, label) in enumerate(zip(queries, labels, strict=True)):
-        target[image, query] = label
+    target[_image_of(queries), torch.cat(queries)] = torch.cat(labels)
     weight = torch.ones(last + 1, device=class_logits.device, dtype=class_logits.dtype)
     weight[last] = NO_OBJECT_WEIGHT
-    return cross_entropy(class_logits.transpose(1, 2), target, weight)
+    if weight_sum is None:
+        return cross_entropy(class_logits.transpose(1, 2), target, weight)
+    return cross_entropy(class_logits.transpose(1, 2), target, weight, reduction="sum") / weight_sum
+
+
+def _image_of(per_image):
+    """The number of the image of each entry of a list of (r,) tensors, one an image: -> (sum of r,)."""
+    device = per_image[0].device
+    return torch.cat([torch.full_like(x, i, device=device) for i, x in enumerate(per_image)])
 
 
 def mask_losses(mask_logits, targets, objects):
@@ -86,13 +96,21 @@ def important_points(mask_logits, count, generator=None):
     mask_logits (r, h, w) -> (r, count, 2) in [0, 1]: of 3 x count uniform points the least certain stay, the rest is
     uniform again.
     """
-    r, device = len(mask_logits), mask_logits.device
+    return _most_uncertain(mask_logits, *_candidates(len(mask_logits), count, mask_logits.device, generator))
+
+
+def _candidates(r, count, device, generator):
+    """Uniform points of r masks: the 3 x count to choose from, and those that are added to the chosen."""
     many = torch.rand(r, OVERSAMPLE * count, 2, device=device, generator=generator)
+    return many, torch.rand(r, count - int(IMPORTANT * count), 2, device=device, generator=generator)
+
+
+def _most_uncertain(mask_logits, many, others):
+    """``important_points`` of masks (r, h, w) among the candidates (r, 3 count, 2) and (r, count / 4, 2)."""
+    kept = many.shape[1] // OVERSAMPLE - others.shape[1]
     uncertainty = -sample_points(mask_logits.detach(), many).abs()
-    kept = int(IMPORTANT * count)
     best = uncertainty.topk(kept, dim=1).indices
-    chosen = many.gather(1, best[..., None].expand(-1, -1, 2))
-    return torch.cat([chosen, torch.rand(r, count - kept, 2, device=device, generator=generator)], dim=1)
+    return torch.cat([many.gather(1, best[..., None].expand(-1, -1, 2)), others], dim=1)
 
 
 @dataclass(frozen=True)
@@ -116,7 +134,7 @@ class SetLoss(nn.Module):
         super().__init__()
         self.points = points
 
-    def forward(self, output, objects, count=None, generator=None):
+    def forward(self, output, objects, count=None, generator=None, class_weight_sum=None):
         """Compare a SegmenterOutput with a list of Objects, one an image.
 
         Parameters
@@ -127,8 +145,10 @@ class SetLoss(nn.Module):
         count : float or tensor, optional
             What sums over pairs are divided by; by default the number of objects in the batch, at least 1.
             Data-parallel training passes the mean over its processes.
-        generator : torch.Generator, optional
-            For the sampled points.
+        generator : torch.Generator or list of them, optional
+            For the sampled points; with a list, one an image, an image's points do not depend on its batch.
+        class_weight_sum : float, optional
+            What the weighted sum over queries of the class loss is divided by; by default the sum of the weights.
 
         Returns
         -------
@@ -136,6 +156,7 @@ class SetLoss(nn.Module):
             ``class``, ``mask``, ``dice``: weighted, summed over the predictions; ``loss``: their sum.
         """
         count = max(1, sum(len(o.labels) for o in objects)) if count is None else count
+        generators = generator if isinstance(generator, list) else [generator] * len(objects)
         last = {
             "class_queries_logits": output.class_queries_logits,
             "masks_queries_logits": output.masks_queries_logits,
@@ -144,29 +165,46 @@ class SetLoss(nn.Module):
         with torch.autocast(totals.device.type, enabled=False):
             for prediction in [*output.auxiliary_logits, last]:
                 classes, masks = (prediction[name].float() for name in last)
-                totals = totals + torch.stack(self._losses(classes, masks, objects, count, generator))
+                pairs = self._match(classes, masks, objects, generators)
+                labels = [o.labels[found] for o, (_, found) in zip(objects, pairs, strict=True)]
+                first = class_loss(classes, [query for query, _ in pairs], labels, class_weight_sum)
+                entropy, dice = self._mask_losses(masks, objects, pairs, count, generators)
+                totals = totals + torch.stack([CLASS_WEIGHT * first, MASK_WEIGHT * entropy, DICE_WEIGHT * dice])
         return {"class": totals[0], "mask": totals[1], "dice": totals[2], "loss": totals.sum()}
 
-    def _losses(self, classes, masks, objects, count, generator):
-        """Weighted class, mask and dice loss of one prediction."""
-        pairs = [self._pair(c, m, o, generator) for c, m, o in zip(classes, masks, objects, strict=True)]
-        labels = [o.labels[found] for o, (_, found) in zip(objects, pairs, strict=True)]
-        entropy = dice = masks.sum() * 0  # keeps every output in the graph where there is nothing to match
-        for mask, o, (query, found) in zip(masks, objects, pairs, strict=True):
-            if len(query) == 0:
-                continue
-            chosen = mask[query]
-            points = important_points(chosen, self.points, generator)
-            targets = sample_points(o.masks[found].to(chosen.dtype), points)
-            parts = mask_losses(sample_points(chosen, points), targets, count)
-            entropy, dice = entropy + parts[0], dice + parts[1]
-        first = class_loss(classes, [query for query, _ in pairs], labels)
-        return CLASS_WEIGHT * first, MASK_WEIGHT * entropy, DICE_WEIGHT * dice
-
     @torch.no_grad()
-    def _pair(self, classes, masks, objects, generator):
-        """Match one image's queries (q, ...) with its objects at uniform points, the same for all."""
-        points = torch.rand(1, self.points, 2, device=masks.device, generator=generator)
-        targets = sample_points(objects.masks.to(masks.dtype), points)
-        costs = matching_costs(classes, sample_points(masks, points), objects.labels, targets)
-        return match(costs.nan_to_num(nan=1e10, posinf=1e10, neginf=1e10))  # the last that anyone would choose
+    def _match(self, classes, masks, objects, generators):
+        """Match each image's queries with its objects at uniform points: a list of (queries, objects), (r,) each."""
+        draws = [torch.rand(1, self.points, 2, device=masks.device, generator=g) for g in generators]
+        points = torch.cat(draws)  # (B, p, 2), the same for all masks of an image
+        logits = grid_sample(masks, 2 * points[:, :, None] - 1, align_corners=False)[..., 0]  # (B, q, p)
+        most = max(len(o.labels) for o in objects)
+        labels = torch.stack([pad(o.labels, (0, most - len(o.labels))) for o in objects])
+        targets = _sample_targets([o.masks for o in objects], points.unbind())
+        targets = torch.stack([pad(t, (0, 0, 0, most - len(t))) for t in targets])  # (B, most, p)
+        costs = matching_costs(classes, logits, labels, targets)
+        costs = costs.nan_to_num(nan=1e10, posinf=1e10, neginf=1e10).cpu()  # the last that anyone would choose
+        pairs = [match(c[:, : len(o.labels)]) for c, o in zip(costs, objects, strict=True)]
+        return [tuple(side.to(masks.device) for side in pair) for pair in pairs]
+
+    def _mask_losses(self, masks, objects, pairs, count, generators):
+        """Mask cross-entropy and dice loss of all pairs of a batch, at points of their own."""
+        queries = [query for query, _ in pairs]
+        if not any(map(len, queries)):
+            return (masks.sum() * 0,) * 2  # keeps every output in the graph where there is nothing to match
+        chosen = masks[_image_of(queries), torch.cat(queries)]  # (R, h, w)
+        draws = [_candidates(len(q), self.points, masks.device, g) for q, g in zip(queries, generators, strict=True)]
+        points = _most_uncertain(chosen, *(torch.cat(side) for side in zip(*draws, strict=True)))
+        found = [o.masks[which] for o, (_, which) in zip(objects, pairs, strict=True)]
+        targets = torch.cat(_sample_targets(found, points.split([len(q) for q in queries])))
+        entropy, dice = mask_losses(sample_points(chosen, points), targets, count)
+        return entropy + masks.sum() * 0, dice
+
+
+def _sample_targets(masks, points):
+    """Read each image's masks (g, h, w), bool or 0 to 1, at its points (p, 2) or (g, p, 2): a list of (g, p)."""
+    if len({m.shape[1:] for m in masks}) > 1:  # images of several sizes
+        return [sample_points(m.float(), p) for m, p in zip(masks, points, strict=True)]
+    counts = [len(m) for m in masks]
+    points = torch.cat([p.expand(n, -1, -1) for n, p in zip(counts, points, strict=True)])
+    return sample_points(torch.cat(masks).float(), points).split(counts)

@@ -5,111 +5,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attention_plan import attention_plan, fake_plan
-from .buckets import search_on
 from .clustering import cluster_order, cluster_sums
-from .indexing import gather_rows
+from .ops import dispatch, nearest_clusters, nearest_tokens
+from .ops.attention import Plan, fake_plan, make_plan
+from .ops.indexing import gather_rows
 from .position import relative_position
+
+__all__ = ["StageGeometry", "nearest_clusters", "nearest_count", "nearest_tokens", "stage_geometry"]
 
 
 def nearest_count(neighborhood, cluster_size, k):
     """Return R, the clusters that make a neighbourhood of about ``neighborhood`` tokens: at least 1, at most k."""
     return max(1, min(round(neighborhood / cluster_size), k))
-
-
-def nearest_clusters(positions, sums, counts, nearest):
-    """Find the nearest cluster centres of every token, compared in integers.
-
-    Parameters
-    ----------
-    positions : (B, n, 2) int64 tensor
-    sums, counts : (B, k, 2) and (k,) int64 tensors
-        S and c of each cluster; its centre is S / c. All counts but the last are equal.
-    nearest : int
-        R; all k clusters if it is more than k.
-
-    Returns
-    -------
-    (B, n, R) int64 tensor
-        Cluster numbers, nearest first; of two at the same distance the lower number comes first.
-
-    Raises
-    ------
-    ValueError
-        Positions so far apart that squared distances would not fit in int64.
-    """
-    return _nearest_clusters(positions, sums, counts, min(nearest, len(counts)))
-
-
-@torch.library.custom_op("aff::nearest_clusters", mutates_args=())
-def _nearest_clusters(positions: Tensor, sums: Tensor, counts: Tensor, nearest: int) -> Tensor:
-    def on_gpu():
-        from .cuda import neighbors
-
-        return neighbors.nearest_clusters(positions, sums, counts, nearest)
-
-    def by(search):
-        least_multiple = torch.lcm(counts[0], counts[-1])  # counts are m, ..., m, last
-        return search(positions * least_multiple, sums * (least_multiple // counts)[:, None], nearest)[0]
-
-    return search_on(positions.device, nearest, on_gpu, by)
-
-
-@_nearest_clusters.register_fake
-def _(positions, sums, counts, nearest):
-    return positions.new_empty(*positions.shape[:2], nearest)
-
-
-def nearest_tokens(queries, positions, nearest, canvas=None):
-    """Find the nearest tokens of each query point.
-
-    Parameters
-    ----------
-    queries : (B, q, 2) tensor
-        (x, y), in the same unit as the positions: int64, or floating point; those are compared in float64.
-    positions : (B, n, 2) int64 tensor
-    nearest : int
-        k; all n tokens if it is more than n.
-    canvas : (h, w), optional
-        If the positions are cells of it, one sort puts them in raster order instead of two.
-
-    Returns
-    -------
-    (B, q, k) int64 tensor
-        Token indices, nearest first (L2); of two at the same distance the first in raster order comes first.
-
-    Raises
-    ------
-    ValueError
-        Integers so far apart that squared distances would not fit in int64.
-    """
-    width = None if canvas is None else canvas[1]
-    return _nearest_tokens(queries, positions, min(nearest, positions.shape[1]), width)
-
-
-@torch.library.custom_op("aff::nearest_tokens", mutates_args=())
-def _nearest_tokens(queries: Tensor, positions: Tensor, nearest: int, width: int | None) -> Tensor:
-    def on_gpu():
-        from .cuda import neighbors
-
-        return neighbors.nearest_tokens(queries, positions, nearest)
-
-    def by(search):
-        x, y = positions.unbind(-1)
-        if width is None:
-            raster = x.argsort(dim=1)
-            raster = raster.gather(1, y.gather(1, raster).argsort(dim=1, stable=True))
-        else:
-            raster = (y * width + x).argsort(dim=1)
-        found = search(queries, gather_rows(positions, raster), nearest)[0]
-        return raster.gather(1, found.flatten(1)).view_as(found)
-
-    return search_on(positions.device, nearest, on_gpu, by)
-
-
-@_nearest_tokens.register_fake
-def _(queries, positions, nearest, width):
-    return positions.new_empty(*queries.shape[:2], nearest)
 
 
 @dataclass(frozen=True)
@@ -126,9 +33,14 @@ class StageGeometry:
     members: Tensor  # (B, k, m) int64: token indices of each cluster; -1 where it is short
     place: Tensor  # (B, n) int64: where each token is in the flattened members
     nearest: Tensor  # (B, n, R) int64: clusters that each token sees
-    plan: tuple  # tensors that the chosen path of attention wants: attention_plan
+    plan: Plan  # what the path of attention wants to know of all that
     dtype: torch.dtype = torch.float32  # of relative positions
     in_clusters: bool = False  # tokens are numbered cluster after cluster, k m of them, empty places included
+
+    @property
+    def current(self):
+        """Whether the plan is for the path that attention takes now."""
+        return self.plan.path == dispatch.path("attention", self.positions.device)
 
     @property
     def neighbors(self):
@@ -194,19 +106,20 @@ def stage_geometry(positions, cluster_size, neighborhood, canvas, curve="scanlin
     StageGeometry
         With M = R m slots, or M = n where all tokens are seen.
     """
-    parts = torch.ops.aff.stage_geometry(positions, cluster_size, neighborhood, *canvas, curve, dtype)
-    return StageGeometry(positions, *parts[:5], tuple(parts[5:]), dtype)
+    path = dispatch.path("attention", positions.device)
+    parts = torch.ops.aff.stage_geometry(positions, cluster_size, neighborhood, *canvas, curve, dtype, path)
+    return StageGeometry(positions, *parts[:5], Plan(path, tuple(parts[5:])), dtype)
 
 
 @torch.library.custom_op("aff::stage_geometry", mutates_args=())
 def _stage_geometry(
-    positions: Tensor, cluster_size: int, neighborhood: int, h: int, w: int, curve: str, dtype: torch.dtype
+    positions: Tensor, cluster_size: int, neighborhood: int, h: int, w: int, curve: str, dtype: torch.dtype, path: str
 ) -> list[Tensor]:
-    """Return order, cluster, members, place, nearest and the plan: the fields of a StageGeometry."""
+    """Return order, cluster, members, place and nearest, as in a StageGeometry, and the tensors of the path's plan."""
     with torch.inference_mode(False):  # so that what was made in inference mode can be kept for training
         order, cluster = cluster_order(positions, cluster_size, (h, w), curve)
         members, place, nearest = _who_sees_whom(positions, order, cluster_size, neighborhood)
-        return [order, cluster, members, place, nearest, *attention_plan(positions, members, nearest, dtype)]
+        return [order, cluster, members, place, nearest, *make_plan(path, positions, members, nearest, dtype)]
 
 
 def _who_sees_whom(positions, order, cluster_size, neighborhood):
@@ -223,11 +136,11 @@ def _who_sees_whom(positions, order, cluster_size, neighborhood):
 
 
 @_stage_geometry.register_fake
-def _(positions, cluster_size, neighborhood, h, w, curve, dtype):
+def _(positions, cluster_size, neighborhood, h, w, curve, dtype, path):
     batch, n = positions.shape[:2]
     all_seen = neighborhood >= n
     k, m = (1, n) if all_seen else (-(-n // cluster_size), cluster_size)
     seen = 1 if all_seen else nearest_count(neighborhood, cluster_size, k)
     shapes = (batch, n), (batch, n), (batch, k, m), (batch, n), (batch, n, seen)
     parts = [positions.new_empty(shape) for shape in shapes]
-    return [*parts, *fake_plan(positions, parts[2], parts[4], dtype)]
+    return [*parts, *fake_plan(path, positions, parts[2], parts[4], dtype)]

@@ -3,13 +3,12 @@
 import torch
 from torch import nn
 
-from . import dispatch, merging_operator
-from .indexing import gather_rows
-from .merging import MID_CHANNELS, merge_neighborhoods, weight_network
+from . import ops
+from .merging import MID_CHANNELS, weight_network
 from .neighborhoods import nearest_tokens
-from .position import relative_position
 
 NEAREST = 9
+TOKENS_AT_ONCE = 4096  # without gradients
 
 
 class PointConv(nn.Module):
@@ -27,12 +26,14 @@ class PointConv(nn.Module):
     def forward(self, positions, features, canvas):
         """positions (B, n, 2) int64 on the canvas (h, w), features (B, n, C) -> (B, n, C')."""
         nearest = nearest_tokens(positions, positions, NEAREST, canvas)
-        if dispatch.path("merging", features.device) == "gather":
-            relative = relative_position(positions[:, :, None] - gather_rows(positions, nearest), features.dtype)
-            scores = torch.ones_like(features[..., 0])
-            mixed = merge_neighborhoods(features, scores, nearest, self.weight_net(relative))
-        else:
-            itself = torch.arange(nearest.shape[1], device=nearest.device).expand(len(nearest), -1)
-            matrix = merging_operator.parameter_matrix(self.weight_net)
-            mixed = torch.ops.aff.merge(features, None, positions, itself, nearest, matrix, -1)
-        return self.linear(self.norm(mixed))
+        itself = torch.arange(nearest.shape[1], device=nearest.device).expand(len(nearest), -1)
+        parameters = ops.parameter_matrix(self.weight_net)
+
+        def convolve(part):
+            mixed = ops.merge(features, None, positions, itself[:, part], nearest[:, part], parameters, -1)
+            return self.linear(self.norm(mixed))
+
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return convolve(slice(None))
+        parts = (slice(start, start + TOKENS_AT_ONCE) for start in range(0, max(1, nearest.shape[1]), TOKENS_AT_ONCE))
+        return torch.cat([convolve(part) for part in parts], dim=1)  # the sums before the norm need not be kept

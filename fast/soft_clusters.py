@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from .indexing import gather_rows
 from .neighborhoods import nearest_tokens
+from .ops.indexing import gather_rows
 
 CANDIDATES = 9  # merged tokens that a fine token may belong to
 EMBEDDING = 128  # channels in which tokens are compared

@@ -165,7 +165,9 @@ def test_geometry_of_one_serves_a_batch():
 def test_result_does_not_depend_on_the_slices(monkeypatch):
     values, geometry = parts(BATCH, torch.float64)
     whole = fast.attention.local_attention(neighbors=geometry.neighbors, valid=geometry.valid, **values)
-    monkeypatch.setattr(fast.attention, "token_slices", lambda *_: [slice(i, i + 7) for i in range(0, BATCH.n, 7)])
+    monkeypatch.setattr(
+        fast.ops.attention.plain, "token_slices", lambda *_: [slice(i, i + 7) for i in range(0, BATCH.n, 7)]
+    )
     sliced = fast.attention.local_attention(neighbors=geometry.neighbors, valid=geometry.valid, **values)
     torch.testing.assert_close(sliced, whole, rtol=1e-13, atol=1e-14)
 
@@ -193,25 +195,3 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
     assert out.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert (out == out[:, :1, :1]).all() and abs(out.mean().item() - 1) < 0.03
     assert torch.equal(drop.eval()(torch.ones(5, 2)), torch.ones(5, 2))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_cluster_by_cluster_is_token_by_token(case, dtype, device):
-    """The operator that the model uses against the plain form, on the same queries, keys, values and position term."""
-    values, _ = parts(case, dtype)
-    values = {name: value.to(device) for name, value in values.items() if name != "bias"}
-    geometry = case.fast_geometry(torch.float64, device)
-    w = torch.from_numpy(case.generator("w").standard_normal((case.heads, 5))).to(device) / 10
-    b = torch.from_numpy(case.generator("b").standard_normal(case.heads)).to(device)
-    query, key, value = (geometry.to_clusters(values[name]) for name in ("query", "key", "value"))
-    blank = torch.stack([values["blank_key"], values["blank_value"]], dim=1)
-    got = fast.attention.attention_by_clusters(
-        query, torch.stack([key, value], dim=-2), blank, w, b, geometry.renumbered()
-    )
-    wide = {name: value.double() for name, value in values.items()}
-    slots = {"neighbors": geometry.neighbors, "valid": geometry.valid}
-    bias = geometry.relative @ w.T + b
-    oracle = fast.attention.local_attention(bias=bias, **slots, **wide)
-    baseline = fast.attention.local_attention(bias=bias.to(dtype), **slots, **values)
-    assert_parity(geometry.from_clusters(got), oracle.cpu().numpy(), baseline, dtype, name="attention_by_clusters")

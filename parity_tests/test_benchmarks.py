@@ -14,7 +14,7 @@ import torch
 import fast.backbone
 from benchmarks import cases, measure, models, plot, results, run, table
 from benchmarks.cases import BACKWARD, SWIN, Case, Comparison
-from fast import dispatch
+from fast.ops import dispatch
 from train.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -134,7 +134,7 @@ def test_a_process_that_dies_is_an_error_not_a_wait():
 
 @pytest.mark.parametrize("what", ["attention", "nearest clusters"])
 def test_a_plain_case_takes_the_plain_path(what, monkeypatch):
-    taken, operator = [], {"attention": "attention"}.get(what, "neighbors")
+    taken, operator = [], {"attention": "attention"}.get(what, "nearest")
     case = Case("operator", what, BACKWARD, (64, 64), 1, stage=2, plain=True)
     whole = dispatch.path
 
@@ -159,7 +159,7 @@ def test_both_sides_of_the_attention_benchmark_compute_the_same(stage, monkeypat
             run.operators.prepare(replace(case, plain=plain), CPU)
     positions = run.operators.tokens((16, 16), stage, 2, CPU)
     geometry = run.operators._geometry(positions, stage, (16, 16))
-    torch.testing.assert_close(geometry.from_clusters(found[0]), found[1])
+    torch.testing.assert_close(*map(geometry.from_clusters, found))
 
 
 def test_share_of_geometry_counts_what_geometry_takes(monkeypatch):
@@ -175,7 +175,7 @@ def test_rows_hold_ratios_of_time_and_memory(bench, dictated, tmp_path):
     assert (ours["what"], swin["what"], plain["paths"]) == ("aff_nano", SWIN, "plain")
     assert (ours["to_swin"], ours["to_plain"]) == ("2", "0.25")
     assert (ours["memory_to_swin"], ours["memory_to_plain"], ours["peak_mib"]) == ("2", "0.25", "401")
-    assert "attention=clusters" in ours["taken"] and "attention=gather" in plain["taken"]
+    assert f"attention={dispatch.path('attention', CPU)}" in ours["taken"] and "attention=plain" in plain["taken"]
     assert swin["taken"] == swin["to_swin"] == ""
 
 

@@ -6,6 +6,7 @@ import torch
 
 import fast.deformable
 import reference.deformable
+from fast.ops import dispatch
 from parity_tests import plain_heads
 from parity_tests.cases import DTYPES, SMALL
 from parity_tests.compare import GRADIENT, assert_equal, assert_layers, assert_parity
@@ -27,6 +28,16 @@ def test_lookup_table_agrees(case, device):
     assert (expected[0] == nearest_tokens(grid_positions(case.canvas), positions[0], 4)).all()
     got = fast.deformable.lookup_table(torch.from_numpy(positions).to(device), case.canvas)
     assert_equal(got, expected, name="lookup_table")
+
+
+def test_lookup_tables_number_the_tokens_of_all_levels():
+    levels = torch.tensor([[[1, 0], [0, 0]]]), torch.tensor([[[0, 0], [1, 0], [2, 0], [3, 0], [9, 0]]])
+    tables = fast.deformable.lookup_tables(levels, (1, 3))
+    assert tables.dtype == torch.int32 and tables.shape == (2, 1, 3, 4)
+    assert tables[:, 0].tolist() == [
+        [[1, 0, -1, -1], [0, 1, -1, -1], [0, 1, -1, -1]],
+        [[2, 3, 4, 5], [3, 2, 4, 5], [4, 3, 5, 2]],
+    ]
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
@@ -74,7 +85,7 @@ def setting(name, dtype=torch.float64, lookup="rounded", spread=1.0):
 
 def run(module, query, positions, source, sizes, canvas):
     positions = torch.from_numpy(positions).to(query.device)
-    tables = [fast.deformable.lookup_table(p, canvas) for p in positions.split(sizes, dim=1)]
+    tables = fast.deformable.lookup_tables(positions.split(sizes, dim=1), canvas)
     return module(query, positions, source, sizes, canvas, tables)
 
 
@@ -122,16 +133,27 @@ def test_gradients_agree_with_central_differences_of_the_reference(name, lookup)
 def test_every_element_of_the_gradients_agrees(name):
     dtype = torch.float32
     module, weights, query, positions, source, sizes, canvas = setting(name, dtype)
-    upstream = torch.from_numpy(np.random.default_rng(4).standard_normal(query.shape)).to(dtype)
+    first = torch.from_numpy(np.random.default_rng(4).standard_normal(query.shape)).to(dtype)
     inputs = {"query": query, "source": source}
-    got = backward(module, inputs, lambda i: run(module, i["query"], positions, i["source"], sizes, canvas), upstream)
 
     def formula(i):
         rest = sizes, canvas, i, HEADS, POINTS
         return torch.stack(per_image(plain_heads.deformable_attention, i["query"], positions, i["source"], *rest))
 
-    judges = [flat({**inputs, **tensors(weights, dtype)}, formula, upstream, d) for d in (torch.float64, dtype)]
-    assert_layers(got, *judges, dtype, GRADIENT, name="deformable_attention gradient")
+    def gradients(grad_out):
+        def forward(i):
+            return run(module, i["query"], positions, i["source"], sizes, canvas)
+
+        module.zero_grad()
+        expected = [flat({**inputs, **tensors(weights, dtype)}, formula, grad_out, d) for d in (torch.float64, dtype)]
+        return backward(module, inputs, forward, grad_out), *expected
+
+    results = [gradients(first.roll(i, dims=1)) for i in range(6)]
+    got, oracle, baseline = results[0]
+    power = [[result[i]["shepard_power"] for result in results] for i in range(3)]
+    got["shepard_power"] = torch.cat(power[0])  # one number each: a single baseline's error may be 0 by chance
+    oracle["shepard_power"], baseline["shepard_power"] = map(np.concatenate, power[1:])
+    assert_layers(got, oracle, baseline, dtype, GRADIENT, name="deformable_attention gradient")
 
 
 def test_gradcheck():
@@ -168,8 +190,9 @@ def test_result_does_not_depend_on_the_slices_nor_on_batch_mates(monkeypatch):
         alone = [run(module, query[[i]], positions[[i]], source[[i]], sizes, canvas) for i in range(2)]
         torch.testing.assert_close(torch.cat(alone), whole, rtol=1e-12, atol=1e-13)
         cuts = [slice(i, i + 5) for i in range(0, query.shape[1], 5)]
-        monkeypatch.setattr(fast.deformable, "token_slices", lambda *_: cuts)
-        sliced = run(module, query, positions, source, sizes, canvas)
+        monkeypatch.setattr(fast.ops.sampling.plain, "token_slices", lambda *_: cuts)
+        with dispatch.force(sampling="plain"):
+            sliced = run(module, query, positions, source, sizes, canvas)
     torch.testing.assert_close(sliced, whole, rtol=1e-12, atol=1e-13)
 
 

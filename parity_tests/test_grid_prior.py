@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fast.buckets
 import fast.grid_prior
+import fast.ops.nearest.grid
 import reference.grid_prior
 from parity_tests.cases import CASES, case_named
 from parity_tests.compare import assert_equal
@@ -20,7 +20,7 @@ from reference.grid_prior import METRICS, grid_prior, local_stride, local_stride
 @pytest.fixture(autouse=True, scope="module")
 def buckets_for_few_too():
     """Small sets go the way of large ones here."""
-    with mock.patch.object(fast.buckets, "FEW_PAIRS", 0):
+    with mock.patch.object(fast.ops.nearest.grid, "FEW_PAIRS", 0):
         yield
 
 
@@ -94,7 +94,7 @@ def test_result_does_not_depend_on_how_many_pairs_are_held_at_once(monkeypatch):
     case = case_named("shuffled")
     positions = torch.from_numpy(case.positions())
     whole = fast.grid_prior.local_stride(positions)
-    monkeypatch.setattr(fast.buckets, "PAIRS_AT_ONCE", 7000)
+    monkeypatch.setattr(fast.ops.nearest.plain, "PAIRS_AT_ONCE", 7000)
     assert torch.equal(fast.grid_prior.local_stride(positions), whole)
 
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fast.buckets
 import fast.interpolation
 import fast.neighborhoods
+import fast.ops.nearest.grid
 import reference.interpolation
 from parity_tests import plain_heads
 from parity_tests.cases import DTYPES, LOW, SMALL, TINY, case_named
@@ -200,7 +200,7 @@ def test_search_on_a_canvas_agrees_on_batches(case, device, monkeypatch):
     tensor = torch.from_numpy(positions).to(device)
     got = fast.neighborhoods.nearest_tokens(tensor, tensor, 9, case.canvas)
     assert_equal(got, expected, name="nearest_tokens on a canvas")
-    monkeypatch.setattr(fast.buckets, "PAIRS_AT_ONCE", 40)
+    monkeypatch.setattr(fast.ops.nearest.plain, "PAIRS_AT_ONCE", 40)
     assert torch.equal(fast.neighborhoods.nearest_tokens(tensor, tensor, 9, case.canvas), got)
     real = fast.neighborhoods.nearest_tokens(tensor.double(), tensor, 9)
     assert_equal(real, expected, name="nearest_tokens of real points")

@@ -120,7 +120,7 @@ def encoder_setting(name, dtype, lookup="rounded"):
     source, positions = (torch.cat([getattr(t, f) for t in sets[:0:-1]], dim=1) for f in ("features", "positions"))
     module, weights = filled(fast.mask2former.EncoderLayer(config), dtype)
     sizes = [t.positions.shape[1] for t in sets[:0:-1]]
-    tables = [fast.deformable.lookup_table(t.positions, canvas) for t in sets[:0:-1]]
+    tables = fast.deformable.lookup_tables([t.positions for t in sets[:0:-1]], canvas)
     code = draw(*source.shape, seed=3, dtype=dtype)
     return module, weights, theirs, (source, code, positions, sizes, canvas, tables)
 
@@ -135,8 +135,7 @@ def per_image(function, source, code, positions, sizes, canvas, *rest):
 @pytest.mark.parametrize("name", CANVASES)
 def test_encoder_layer_agrees(name, dtype, lookup, device):
     module, weights, config, given = encoder_setting(name, dtype, lookup)
-    moved = [[t.to(device) for t in x] if x is given[5] else x for x in given]
-    moved = [x.to(device) if torch.is_tensor(x) else x for x in moved]
+    moved = [x.to(device) if torch.is_tensor(x) else x for x in given]
     with torch.no_grad():
         got = module.to(device)(*moved)
     exact = [given[0].double().numpy(), given[1].double().numpy(), *given[2:5]]

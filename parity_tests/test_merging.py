@@ -6,6 +6,7 @@ import torch
 
 import fast.merging
 import reference.merging
+from fast import ops
 from parity_tests import plain
 from parity_tests.cases import DTYPES, LOW, SMALL, TINY, case_named
 from parity_tests.compare import GRADIENT, assert_layers, assert_parity
@@ -56,9 +57,8 @@ def test_merge_neighborhoods_agrees(case, dtype, device):
 def test_slot_weights_agree(case, dtype, device):
     module, weights = module_for(case, dtype)
     part, geometry = plain.subset(weights, "weight_net"), case.fast_geometry(torch.float64, device)
-    got = module.to(device).slot_weights(geometry.relative)
-    if geometry.valid is not None:
-        got = got.masked_fill(~geometry.valid[..., None], 0)
+    parameters = ops.parameter_matrix(module.to(device).weight_net)
+    got = fast.merging.slot_weights(geometry.relative.to(dtype), geometry.valid, parameters)
     exact = case.reference_geometry()
     oracle = np.stack([reference.merging.slot_weights(g.relative, g.valid, part) for g in exact])
     rounded = [torch.from_numpy(g.relative).to(dtype) for g in exact]

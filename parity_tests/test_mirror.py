@@ -14,10 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ONLY_REFERENCE = {"layers"}  # fast takes these from torch.nn
-ONLY_FAST = {  # what no definition needs: search, layout and operators of the kernels' paths, names, files
-    *("attention_operator", "attention_plan", "buckets", "cluster_attention", "dispatch", "indexing"),
-    *("interpolation_operator", "merging_operator", "transpose"),
-    *("checkpoints", "doctor", "models", "segmenter"),
+ONLY_FAST = {  # names and files; the operators are in fast/ops
+    *("checkpoint_files", "checkpoints", "doctor", "models", "plain_pickle", "segmenter"),
 }
 STEMS = sorted(p.stem for p in (ROOT / "reference").glob("*.py") if p.stem not in {"__init__", *ONLY_REFERENCE})
 # Reference functions that take weights: the method that stands for each in fast, and the arguments that it does not
@@ -26,7 +24,7 @@ MODULES = {
     "attention.attention": ("Attention.forward", {"weights", "heads"}),
     "attention.attention_block": ("AttentionBlock.forward", {"weights", "heads"}),
     "merging.merging": ("Merging.forward", {"weights"}),
-    "merging.slot_weights": ("Merging.slot_weights", {"weights", "valid"}),  # empty slots are masked by forward
+    "merging.slot_weights": ("slot_weights", {"weights"}),  # which are the matrix `parameters`
     "patch_embedding.patch_embedding": ("PatchEmbedding.forward", {"weights"}),
     "selection.importance": ("Importance.forward", {"weights"}),
     "backbone.forward": ("AutoFocusFormer.forward", {"config", "weights"}),
@@ -47,13 +45,13 @@ MODULES = {
 }
 REFERENCE_ONLY = {"neighborhoods.scaled_distances"}  # a step of the brute-force search
 FAST_ONLY = {  # unchecked forms, how to gather, how to begin, and what the reference writes in place
-    *("cluster_order", "choose", "attention_by_clusters", "weight_network", "projection"),
+    *("cluster_order", "choose", "weight_network", "projection", "lookup_tables"),
     *("init_matrices", "level_codes", "output", "important_points", "position_terms"),
 }
 RENAMED = {"image": "images"}  # the backbone of fast takes a batch
 EXTRA = {  # what fast may take beside
     *("dtype", "device", "return_stages", "pre_logits", "checkpointing", "geometry"),
-    *("images", "canvas", "tables", "seat", "at", "pixel_mask"),
+    *("images", "canvas", "tables", "seat", "at", "pixel_mask", "parameters", "grid_size", "weight_sum"),
 }
 SHARED_VALUES = {
     "curves": ["CURVES"],

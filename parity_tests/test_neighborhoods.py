@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fast.buckets
 import fast.neighborhoods
+import fast.ops.nearest.grid
 import reference.neighborhoods
 from parity_tests.cases import CASES, SMALL, case_named
 from parity_tests.compare import assert_equal, assert_parity
@@ -23,7 +23,7 @@ from reference.neighborhoods import nearest_clusters, nearest_clusters_kdtree, n
 @pytest.fixture(autouse=True, scope="module")
 def buckets_for_few_too():
     """Small sets go the way of large ones here."""
-    with mock.patch.object(fast.buckets, "FEW_PAIRS", 0):
+    with mock.patch.object(fast.ops.nearest.grid, "FEW_PAIRS", 0):
         yield
 
 
@@ -143,7 +143,7 @@ def test_nearest_tokens_agree(case, nearest, device):
 def test_result_does_not_depend_on_how_many_pairs_are_held_at_once(monkeypatch):
     case = case_named("last_cluster_of_one")
     whole = case.fast_geometry()
-    monkeypatch.setattr(fast.buckets, "PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr(fast.ops.nearest.plain, "PAIRS_AT_ONCE", 50)
     assert torch.equal(case.fast_geometry().neighbors, whole.neighbors)
 
 

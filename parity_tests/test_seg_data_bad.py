@@ -10,9 +10,9 @@ from PIL import Image
 from parity_tests import seg_trees as trees
 from parity_tests.seg_trees import SQUARE, bands
 from train.check_data import main as check_data
-from train.data import ImageError
 from train.digits import DigitsConfig
 from train.errors import UserError, run_command
+from train.reading import ImageError
 from train.segmentation.coco_masks import to_mask
 from train.segmentation.pictures import read_ids, read_picture
 from train.segmentation.sources import open_source
@@ -60,7 +60,7 @@ def test_pictures_that_cannot_be_shown_are_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     refused(lambda: read_picture(tmp_path / "a.png"), "cannot read picture .*a.png: .*; replace or remove it")
     refused(lambda: read_picture(tmp_path / "b.png"), "no picture .*b.png: put it there")
-    Image.new("RGB", (4, 4)).save(tmp_path / "mask.png")
+    Image.new("RGB", (4, 4), (7, 7, 8)).save(tmp_path / "mask.png")
     refused(lambda: read_ids(tmp_path / "mask.png"), "mask.png: it is a colour picture .*one channel")
 
 

@@ -6,10 +6,12 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import fast
 import fast.postprocess
+from benchmarks import measure
 from parity_tests.seg_train_cases import KIND, config_of, model_of
 from parity_tests.seg_trees import picture
 from train import demo, predict
@@ -23,8 +25,8 @@ from train.segmentation.config import Judge
 from train.segmentation.digits import vocabulary
 from train.segmentation.inference import Enlarger, find_instances, find_segments, semantic_labels
 from train.segmentation.opening import known_vocabulary, pack_vocabulary, unpack_vocabulary
-from train.segmentation.pictured import box, middle
-from train.segmentation.results import check, decode
+from train.segmentation.pictured import box, draw_segments, middle
+from train.segmentation.results import check, decode, encode
 
 THINGS = frozenset(range(3))
 
@@ -43,7 +45,7 @@ def outputs(seed=0, queries=12, classes=5, grid=(9, 14)):
     return 4 * torch.randn(queries, classes + 1, generator=generator), masks
 
 
-@pytest.fixture(params=[1, 1 << 26], ids=["one_at_a_time", "all_at_once"])
+@pytest.fixture(params=[1, 1 << 23], ids=["one_at_a_time", "all_at_once"])
 def enlarge(request, monkeypatch):
     monkeypatch.setattr(inference, "AT_ONCE", request.param)
     return Enlarger((9, 14), (33, 55), (50, 83))
@@ -54,6 +56,18 @@ def test_padding_is_cut_before_the_last_resize(enlarge):
     padded = fast.postprocess.resize_bilinear(masks, (36, 56))
     assert torch.equal(enlarge(masks), fast.postprocess.resize_bilinear(padded[:, :33, :55], (50, 83)))
     assert enlarge.to_original(torch.zeros(2, 50, 83)).shape == (2, 50, 83)
+
+
+@pytest.mark.parametrize("inner", [(33, 55), (36, 56), (1, 1)])
+@pytest.mark.parametrize("outer", [(33, 55), (50, 83), (7, 9), (1, 200)])
+def test_rows_are_those_of_the_whole(inner, outer):
+    enlarge, (_, masks) = Enlarger((9, 14), inner, outer), outputs()
+    whole = enlarge(masks)
+    for first, last in [(0, 1), (0, outer[0]), (outer[0] // 2, outer[0]), (outer[0] - 1, outer[0])]:
+        found = enlarge.rows(lambda a, b: enlarge.input_rows(masks, a, b), first, last)
+        assert torch.allclose(found, whole[:, first:last], atol=1e-5)
+    high = enlarge.to_input(masks)
+    assert all(torch.equal(enlarge.input_rows(masks, i, i + 1), high[:, i : i + 1]) for i in range(inner[0]))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -93,8 +107,56 @@ def test_nothing_is_sure_enough_to_be_a_segment(enlarge):
 
 def test_big_pictures_are_enlarged_a_few_masks_at_a_time():
     enlarge = Enlarger((256, 512), (1024, 2048), (1024, 2048))
-    assert [len(part) for part in enlarge.parts(torch.arange(70))] == [32, 32, 6]
+    assert [len(part) for part in enlarge.parts(torch.arange(10))] == [4, 4, 2]
     assert Enlarger((64, 64), (256, 256), (9000, 9000)).count == 1
+
+
+def peak_of(task, queries, classes):
+    """Give the mebibytes that a picture of a megapixel adds to a process's peak, everywhere seen by all queries."""
+    generator, rules = torch.Generator().manual_seed(0), Judge(object_threshold=0, overlap_threshold=0, top=queries)
+    masks = fast.postprocess.resize_bilinear(6 * torch.randn(queries, 9, 9, generator=generator), (250, 250))
+    logits = torch.randn(queries, classes + 1, generator=generator)
+    makers = {
+        "semantic": lambda large: semantic_labels(logits, masks, large),
+        "instance": lambda large: find_instances(logits, masks, large, range(classes), queries),
+        "panoptic": lambda large: find_segments(logits, masks, large, range(classes), rules),
+    }
+    makers[task](Enlarger((250, 250), (8, 8), (8, 8)))  # what torch loads at first does not count
+    before = measure.resident_peak()
+    makers[task](Enlarger((250, 250), (990, 990), (1000, 1000)))
+    return measure.resident_peak() - before
+
+
+@pytest.mark.parametrize(
+    ("task", "queries", "classes"), [("semantic", 20, 600), ("instance", 300, 5), ("panoptic", 300, 5)]
+)
+def test_memory_is_bounded_by_the_picture(task, queries, classes):
+    """One map of float32 has 4 MiB; all queries' would have 1200, all classes' 2400."""
+    assert measure.in_own_process(peak_of, task, queries, classes) < 250
+
+
+def test_what_the_network_sees_at_once_is_bounded():
+    prepared = EvalTransform()(np.zeros((4, 3_000_000, 3), dtype=np.uint8))
+    with pytest.raises(
+        UserError, match="would see 3,000,000 x 32 pixels at once, more than 8,388,608: pass --data.test"
+    ):
+        inference.predict(None, prepared, (4, 3_000_000), ["semantic"], None, Judge(), nullcontext())
+
+
+def test_outlines_of_large_pictures_are_drawn_small():
+    large, mask = np.zeros((90, 3000, 3), dtype=np.uint8), np.zeros((90, 3000), dtype=bool)
+    mask[30:60, 900:1500] = True
+    segment = {"id": 1, "name": "x", "score": None, "color": (255, 0, 0), "area": 18000, "segmentation": encode(mask)}
+    axes = Figure().subplots()
+    draw_segments(axes, large, [segment])
+    drawn = axes.images[0].get_array()
+    assert drawn.shape == (30, 1000, 3)
+    expected = np.zeros((30, 1000, 3))
+    expected[10:20, 300:500, 0] = 128
+    assert np.array_equal(drawn, expected)
+    (outline,) = [each.vertices for each in axes.collections[0].get_paths()]
+    assert outline.min(axis=0).tolist() == [299.5, 9.5] and outline.max(axis=0).tolist() == [499.5, 19.5]
+    assert [text.get_position() for text in axes.texts] == [(399, 14)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from train import demo_classify, evaluate, show
 from train.build import build_model
 from train.classify import main as classify
 from train.config import load_config
-from train.errors import run_command
+from train.errors import UserError, run_command
 from train.focus import Focus, is_inside
 
 
@@ -34,6 +34,20 @@ def test_show_draws_any_picture(tmp_path, trained, mode):
     with Image.open(out) as drawing:
         drawn = np.asarray(drawing)
     assert min(drawn.shape[:2]) > 300 and len(np.unique(drawn.reshape(-1, drawn.shape[2]), axis=0)) > 50
+
+
+def test_slender_pictures_are_shown_smaller_and_too_large_ones_refused(tmp_path):
+    for size, shown in (
+        ((1, 5000), (32, 1024)),
+        ((5000, 1), (1024, 32)),
+        ((40, 80), (64, 128)),
+        ((10, 200), (51, 1024)),
+    ):
+        Image.new("L", size).save(tmp_path / "a.png")
+        assert show.open_picture(str(tmp_path / "a.png"), 64).shape == (*shown[::-1], 3)
+    with pytest.raises(UserError, match="would see 10,240 x 5,120 pixels: pass a smaller --size"):
+        Image.new("L", (4, 2)).save(tmp_path / "a.png")
+        show.open_picture(str(tmp_path / "a.png"), 5120)
 
 
 def test_show_finds_the_tokens_the_network_used(trained):

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .data import ImageError
 from .errors import Parser, UserError, run_command
+from .reading import ImageError
 from .segmentation.census import Census, class_table, complaints, remarks, summary
 from .segmentation.samples import SegmentationSamples
 from .segmentation.sources import KINDS, guess, open_source
@@ -82,6 +82,8 @@ def main(arguments: list[str]) -> int:
     kind = options.kind or guess(Path(options.path))
     print(f"{options.path}: {kind} data for {first.task} segmentation, {first.vocabulary.num_classes} classes")
     censuses = {split: count(source, split, options.limit) for split, source in sources.items()}
+    for note in dict.fromkeys(note for source in sources.values() for note in getattr(source, "notes", ())):
+        print(f"note: {note}")
     report(censuses)
     return int(any(census.troubles for census in censuses.values()))
 

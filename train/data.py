@@ -12,25 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
 
 from .config import Augment, Config, Data
 from .errors import UserError, one_line
+from .reading import READ_ERRORS, ImageError, describe_unread, list_pictures, open_rgb
 
-READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 MOST_BAD_IN_A_ROW = 100
 LAYOUT = "expected train/ and val/ in it, each with a folder of images per class, or with .tar shards"
 
 
-class ImageError(UserError):
-    """An image that cannot be read; the message names it."""
-
-
 class Folders:
-    """Class folders as torchvision's ImageFolder reads them.
+    """Class folders, as torchvision's ImageFolder has them; pictures lie in them at any depth, also behind links.
 
     Parameters
     ----------
@@ -41,14 +35,16 @@ class Folders:
     def __init__(self, root: Path):
         if not root.is_dir():
             raise UserError(f"no folder {root}: {LAYOUT}")
-        classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-        if not classes:
+        self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        if not self.classes:
             raise UserError(f"{root} has no class folders: {LAYOUT}")
-        try:
-            self.samples = ImageFolder(str(root)).samples
-        except FileNotFoundError as error:
-            raise UserError(f"{root / first_empty(root, classes)} has no images: fill or remove this class") from error
-        self.classes, self.num_classes = classes, len(classes)
+        self.num_classes, self.samples = len(self.classes), []
+        for label, name in enumerate(self.classes):
+            found = list_pictures(root / name)
+            if not found:
+                unread = describe_unread(root / name)
+                raise UserError(f"{root / name} has no images: fill or remove this class{f'; {unread}' * bool(unread)}")
+            self.samples += [(str(path), label) for path in found]
 
     def __len__(self):
         return len(self.samples)
@@ -60,20 +56,11 @@ class Folders:
     def load(self, index: int, epoch: int = 0):
         """Read an image, the same in every epoch: (RGB picture, class number)."""
         path, label = self.samples[index]
-        with open(path, "rb") as file:
-            return Image.open(file).convert("RGB"), label
+        return open_rgb(path), label
 
     def order(self, generator: np.random.Generator) -> np.ndarray:
         """Draw one epoch's order of the images, (n,) int64."""
         return generator.permutation(len(self))
-
-
-def first_empty(root: Path, classes: list[str]) -> str:
-    """Name the first class folder without an image."""
-    for name in classes:
-        if not any(path.suffix.lower() in Image.registered_extensions() for path in (root / name).rglob("*")):
-            return name
-    return classes[0]
 
 
 class Digits:

@@ -18,17 +18,17 @@ from tqdm import tqdm
 
 from .checkpoint import SEGMENTER, read_file
 from .config import load_config, override
-from .data import ImageError
 from .distributed import Ranks
 from .errors import Parser, UserError, one_line, run_command
 from .evaluation import autocast
+from .reading import ImageError, list_pictures
 from .segmentation.augment import EvalTransform
 from .segmentation.config import Config
 from .segmentation.inference import predict
 from .segmentation.model import build_model, load_strictly
 from .segmentation.opening import known_vocabulary, unpack_vocabulary
 from .segmentation.pictured import draw_result, list_segments
-from .segmentation.pictures import list_pictures, read_picture
+from .segmentation.pictures import read_picture
 from .segmentation.tokens import find_tokens
 from .segmentation.types import TASKS, Vocabulary
 from .show import save_figure

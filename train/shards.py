@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from braceexpand import braceexpand
-from PIL import Image
 
 from .errors import UserError, one_line
+from .reading import open_rgb
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm")
 
@@ -66,7 +66,7 @@ class Shards:
         with open(self.paths[self.shard_of(index)], "rb") as file:
             file.seek(offset)
             content = file.read(size)
-        return Image.open(io.BytesIO(content)).convert("RGB"), label
+        return open_rgb(io.BytesIO(content)), label
 
     def order(self, generator: np.random.Generator) -> np.ndarray:
         """Draw one epoch's order, (n,) int64: shards permuted, then images shuffled within each block of shards."""
@@ -106,6 +106,8 @@ def read_index(path: str):
         Offset and size in bytes of each image, and its class.
     """
     images, labels = {}, {}
+    if not Path(path).is_file():
+        raise UserError(f"shard {path} is no file: remove it")
     try:
         with tarfile.open(path, "r:") as shard:
             for member in shard:

@@ -16,16 +16,18 @@ from torch import nn
 
 from .build import build_model
 from .config import Config
-from .data import READ_ERRORS
 from .drawing import draw_stages
 from .errors import Parser, UserError, one_line, run_command
 from .evaluate import open_trained
+from .reading import READ_ERRORS, open_rgb
 
+LONGEST = 16  # times the short side: more slender pictures are shown smaller
+MOST_PIXELS = 1 << 24
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def open_picture(path: str | None, side: int) -> np.ndarray:
-    """Read any picture as RGB and scale its short side.
+    """Read any picture as RGB and scale its short side; sides are at least 32, the long one at most 16 times ``side``.
 
     Parameters
     ----------
@@ -44,12 +46,13 @@ def open_picture(path: str | None, side: int) -> np.ndarray:
         picture = Image.fromarray(astronaut())
     else:
         try:
-            with Image.open(path) as file:
-                picture = file.convert("RGB")
+            picture = open_rgb(path)
         except READ_ERRORS as error:
             raise UserError(f"cannot read picture {path}: {one_line(error)}") from error
-    scale = side / min(picture.size)
+    scale = min(side / min(picture.size), LONGEST * side / max(picture.size))
     size = tuple(max(32, round(length * scale)) for length in picture.size)
+    if size[0] * size[1] > MOST_PIXELS:
+        raise UserError(f"the network would see {size[0]:,} x {size[1]:,} pixels: pass a smaller --size")
     return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..errors import UserError
+from ..reading import list_pictures
 from .ids import IdSource, IdTable
-from .pictures import list_pictures
 from .types import ClassInfo, Vocabulary
 
 CLASSES = 150

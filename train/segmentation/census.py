@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..data import ImageError
+from ..reading import ImageError
 from .augment import SMALLEST
 from .pictures import DataError
 from .types import Sample, Vocabulary

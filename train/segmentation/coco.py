@@ -1,20 +1,20 @@
 """COCO's json files: objects (instances_*.json) and panoptic segments (panoptic_*.json with a folder of PNGs)."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError, one_line
+from .coco_json import flag, other_type, read_json, read_vocabulary, shown
+from .coco_layouts import find_pictures
 from .coco_masks import to_mask
 from .ids import distinct, split, unknown_ids
 from .pictures import DataError, check_size, read_picture, read_segment_ids
-from .types import ClassInfo, Sample, Vocabulary
+from .types import Sample, Vocabulary
 
-KEYS = {
-    "images": ("id", "file_name", "height", "width"),
-    "categories": ("id", "name"),
-}
+MOST_BYTES = 1 << 32  # masks of one picture, a byte a pixel
 
 
 class CocoSource:
@@ -26,8 +26,8 @@ class CocoSource:
     ----------
     path : Path
         The json.
-    pictures : Path
-        Folder of the pictures.
+    pictures : Path, optional
+        Folder of the pictures; by default looked for, see :mod:`train.segmentation.coco_layouts`.
     vocabulary : Vocabulary, optional
         By default the file's categories, in the order of their ids.
     skip_empty : bool
@@ -40,19 +40,23 @@ class CocoSource:
     """
 
     task: str
-    fields: tuple[str, ...]  # what each annotation must have
+    masks: Path | None = None
 
-    def __init__(self, path: Path, pictures: Path, vocabulary: Vocabulary | None = None, skip_empty: bool = False):
-        content = read_json(path, KEYS | {"annotations": self.fields})
-        self.path, self.pictures = path, pictures
-        self.vocabulary = vocabulary or read_vocabulary(content["categories"], f"coco-{self.task}")
+    def __init__(self, path: Path, pictures: Path | None, vocabulary: Vocabulary | None, skip_empty: bool):
+        content = read_json(path)
+        names = [image["file_name"] for image in content["images"]]
+        self.path, self.pictures = path, pictures or find_pictures(path, names, self.masks)
+        self.vocabulary = vocabulary or read_vocabulary(content["categories"], f"coco-{self.task}", path)
         grouped = {image["id"]: [] for image in content["images"]}
-        self.homeless = [a for a in content["annotations"] if a["image_id"] not in grouped]
+        self.homeless = [a["image_id"] for a in content["annotations"] if a["image_id"] not in grouped]
         for annotation in content["annotations"]:
             grouped.get(annotation["image_id"], []).append(annotation)
-        kept = [i for i in content["images"] if not skip_empty or any(map(self.has_object, grouped[i["id"]]))]
-        self.images = [{key: image[key] for key in KEYS["images"]} for image in kept]
-        packed = [json.dumps(grouped[image["id"]]).encode() for image in kept]
+        self.objects = sum(self.has_object(annotation) for own in grouped.values() for annotation in own)
+        self.annotated = sum(map(len, grouped.values()))
+        self.images = [i for i in content["images"] if not skip_empty or any(map(self.has_object, grouped[i["id"]]))]
+        if not self.images:
+            raise UserError(f"{path}: {self.nothing()}")
+        packed = [json.dumps(grouped[image["id"]]).encode() for image in self.images]
         self.ends = np.cumsum([0] + [len(text) for text in packed])
         self.packed = np.frombuffer(b"".join(packed), dtype=np.uint8)
 
@@ -71,56 +75,102 @@ class CocoSource:
         """Unpack a picture's annotations."""
         return json.loads(self.packed[self.ends[index] : self.ends[index + 1]].tobytes())
 
+    def nothing(self) -> str:
+        """Say why there is nothing to learn."""
+        if not self.annotated:
+            return "no annotation is of an image that it lists: there is nothing to learn"
+        return (
+            f"all {self.annotated} annotations are marked iscrowd, and crowds are not trained on: "
+            f"set iscrowd to 0 where one object is outlined"
+        )
+
     def problems(self) -> list[DataError]:
         """List what is wrong with the file as a whole."""
-        if not self.homeless:
-            return []
-        named = ", ".join(sorted({str(a["image_id"]) for a in self.homeless})[:5])
-        message = f"{self.path}: {len(self.homeless)} annotations are of images it does not list ({named}): remove them"
-        return [DataError("annotations of unlisted images", message)]
+        found = []
+        if self.homeless:
+            named = ", ".join(sorted({shown(each) for each in self.homeless})[:5])
+            hint = other_type(self.homeless[0], [image["id"] for image in self.images])
+            count = f"{self.path}: {len(self.homeless)} annotations"
+            message = f"{count} are of images it does not list ({named}){hint}: remove them"
+            found.append(DataError("annotations of unlisted images", message))
+        if not self.objects:
+            found.append(DataError("no object", f"{self.path}: {self.nothing()}"))
+        return found
+
+    @classmethod
+    def has_object(cls, annotation: dict) -> bool:
+        """Whether an annotation holds an object that is no crowd; a broken one does, to be named when it is read."""
+        try:
+            return cls.holds_object(annotation)
+        except ValueError:
+            return True
 
     def read_picture(self, index: int) -> np.ndarray:
         """Read a picture, whose size must be what the json says."""
         image = self.images[index]
         path = self.pictures / image["file_name"]
-        if not path.is_file():
-            message = f"no picture {path}, named in {self.path} (image id {image['id']}): fetch it, or pass --images"
+        if not os.path.isfile(path):
+            message = (
+                f"no picture {path}, named in {self.path} (image id {image['id']}): fetch it, or name the folder of "
+                f"pictures (--images; in training --data.images)"
+            )
             raise DataError("missing picture", message)
         picture = read_picture(path)
-        check_size((image["height"], image["width"]), f"{self.path}: image {image['id']}", picture.shape[:2], path)
+        size = image["height"], image["width"]
+        if size != picture.shape[:2] and size == picture.shape[1::-1]:
+            message = f"{self.path}: image {image['id']} is {size[1]} x {size[0]}, but {path} is shown turned"
+            advice = "save it turned, without its camera's orientation mark, and outline it so"
+            raise DataError("mask and picture differ in size", f"{message}: {advice}")
+        check_size(size, f"{self.path}: image {image['id']}", picture.shape[:2], path)
         return picture
 
     def label(self, annotation: dict, index: int) -> int:
         """Give the label of an annotation or segment, or name its unknown category."""
         category = annotation.get("category_id")
-        if category in self.vocabulary.label_of:
-            return self.vocabulary.label_of[category]
+        label_of = self.vocabulary.label_of
+        if isinstance(category, int | float | str) and category in label_of:
+            return label_of[category]
+        hint = other_type(category, label_of) if isinstance(category, int | str) else ""
         raise DataError(
             "unknown category",
-            f"{self.path}: annotation {annotation.get('id')} of image {self.name(index)} has category_id {category}, "
-            f"which is not among its categories: add the category or remove the annotation",
+            f"{self.path}: annotation {shown(annotation.get('id'))} of image {self.name(index)} has category_id "
+            f"{shown(category)}{hint}, which is not among its categories: add the category or correct the annotation",
         )
+
+    def is_crowd(self, annotation: dict, index: int) -> bool:
+        """Tell whether an annotation or segment is a crowd, or name the wrong mark."""
+        try:
+            return flag(annotation.get("iscrowd"))
+        except ValueError as error:
+            message = f"{self.path}: annotation {shown(annotation.get('id'))} of image {self.name(index)} has iscrowd"
+            raise DataError("broken iscrowd", f"{message} {shown(annotation['iscrowd'])}: {error}") from error
 
 
 class InstanceSource(CocoSource):
     """Objects with polygons or run lengths; parameters as for CocoSource."""
 
     task = "instance"
-    fields = ("image_id",)
+
+    def __init__(self, path: Path, pictures: Path | None = None, vocabulary=None, skip_empty: bool = False):
+        super().__init__(path, pictures, vocabulary, skip_empty)
 
     @staticmethod
-    def has_object(annotation: dict) -> bool:
+    def holds_object(annotation: dict) -> bool:
         """Whether an annotation is of one object."""
-        return not annotation.get("iscrowd", 0)
+        return not flag(annotation.get("iscrowd"))
 
     def load(self, index: int, epoch: int = 0) -> Sample:
         """Read a picture and draw its objects, the same in every epoch; masks of no pixel are kept."""
         image, annotations = self.read_picture(index), self.annotations(index)
         labels = np.array([self.label(a, index) for a in annotations], dtype=np.int64)
+        crowd = np.array([self.is_crowd(a, index) for a in annotations], dtype=bool)
+        if len(annotations) * image[..., 0].size > MOST_BYTES:
+            size = f"{len(annotations):,} annotations on {image.shape[1]:,} x {image.shape[0]:,} pixels"
+            message = f"{self.path}: image {self.name(index)} has {size}, too many to hold: cut the picture up"
+            raise DataError("too many annotations", message)
         masks = np.zeros((len(annotations), *image.shape[:2]), dtype=bool)
         for mask, annotation in zip(masks, annotations, strict=True):
             mask[:] = self.draw(annotation, index)
-        crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
         return Sample(image, masks, labels, crowd, np.zeros(image.shape[:2], dtype=bool), self.name(index))
 
     def draw(self, annotation: dict, index: int) -> np.ndarray:
@@ -131,7 +181,7 @@ class InstanceSource(CocoSource):
         except (ValueError, TypeError) as error:
             raise DataError(
                 "broken polygon or run lengths",
-                f"{self.path}: annotation {annotation.get('id')} of image {image['id']}: {one_line(error)}; "
+                f"{self.path}: annotation {shown(annotation.get('id'))} of image {image['id']}: {one_line(error)}; "
                 f"correct or remove it",
             ) from error
 
@@ -150,28 +200,32 @@ class PanopticSource(CocoSource):
     """
 
     task = "panoptic"
-    fields = ("image_id", "file_name", "segments_info")
 
-    def __init__(self, path: Path, masks: Path, pictures: Path, vocabulary=None, skip_empty: bool = False):
+    def __init__(self, path: Path, masks: Path, pictures: Path | None, vocabulary=None, skip_empty: bool = False):
         self.masks = masks
         super().__init__(path, pictures, vocabulary, skip_empty)
 
     @staticmethod
-    def has_object(annotation: dict) -> bool:
+    def holds_object(annotation: dict) -> bool:
         """Whether any segment is not a crowd."""
-        return any(not segment.get("iscrowd", 0) for segment in annotation["segments_info"])
+        return any(not flag(segment.get("iscrowd")) for segment in list_segments(annotation))
 
     def load(self, index: int, epoch: int = 0) -> Sample:
         """Read a picture and its segments, the same in every epoch; pixels of segment 0 are ignored."""
         image, annotations = self.read_picture(index), self.annotations(index)
-        if not annotations:
-            message = f"{self.path} has no annotation of image {self.name(index)}: add it or remove the image"
-            raise DataError("image without annotation", message)
-        path = self.masks / annotations[0]["file_name"]
+        if len(annotations) != 1:
+            message = f"{self.path} has {len(annotations)} annotations of image {self.name(index)}, not one"
+            raise DataError("image without its one annotation", f"{message}: add or remove some, or remove the image")
+        path = self.mask_path(annotations[0], index)
         ids = read_segment_ids(path)
         check_size(ids.shape, path, image.shape[:2], self.pictures / self.images[index]["file_name"])
         values, counts, places = distinct(ids)
-        segments = {segment["id"]: self.part(segment, index) for segment in annotations[0]["segments_info"]}
+        try:
+            listed = list_segments(annotations[0])
+        except ValueError as error:
+            message = f"{self.path}: the annotation of image {self.name(index)}: {one_line(error)}"
+            raise DataError("broken segments", message) from error
+        segments = {segment["id"]: self.part(segment, index) for segment in listed}
         pairs = zip(values.tolist(), counts.tolist(), strict=True)
         unknown = {value: count for value, count in pairs if value and value not in segments}
         if unknown:
@@ -180,39 +234,43 @@ class PanopticSource(CocoSource):
         if undrawn:
             message = f"{path} lacks segment {min(undrawn)}, listed in {self.path.name}: draw or unlist it"
             raise DataError("segments listed but not drawn", message)
-        masks, labels, crowd = split(places, [segments.get(value) for value in values.tolist()])
+        parts = [segments.get(value) for value in values.tolist()]
+        if len(set(parts)) * ids.size > MOST_BYTES:
+            message = f"{path} has {len(set(parts)):,} segments on {ids.size:,} pixels, too many to hold"
+            raise DataError("too many annotations", f"{message}: cut the picture up")
+        masks, labels, crowd = split(places, parts)
         return Sample(image, masks, labels, crowd, ids == 0, self.name(index))
+
+    def mask_path(self, annotation: dict, index: int) -> Path:
+        """Give the PNG file of an annotation, or say that it names none."""
+        name = annotation.get("file_name")
+        if isinstance(name, str) and name and "\0" not in name:
+            return self.masks / name
+        message = f"{self.path}: the annotation of image {self.name(index)} has file_name {shown(name)}"
+        raise DataError("broken file_name", f"{message}: name its PNG file in {self.masks}")
 
     def part(self, segment: dict, index: int) -> tuple[int, int, bool]:
         """Say which mask a segment belongs to: (label, segment or -1, crowd)."""
-        label = self.label(segment, index)
+        label, crowd = self.label(segment, index), self.is_crowd(segment, index)
         countable = label in self.vocabulary.things
-        return label, segment["id"] if countable else -1, countable and bool(segment.get("iscrowd", 0))
+        return label, segment["id"] if countable else -1, countable and crowd
 
 
-def read_json(path: Path, needed: dict[str, tuple[str, ...]]) -> dict:
-    """Read a COCO file and see that its lists are there and their entries have the fields needed."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"no file {path}: unpack COCO's annotations there") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not readable as json: {one_line(error)}") from error
-    for key, fields in needed.items():
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise UserError(f"{path} has no list {key!r}: expected a COCO file with {', '.join(needed)}")
-        for place, entry in enumerate(entries):
-            lacking = [field for field in fields if not isinstance(entry, dict) or field not in entry]
-            if lacking:
-                raise UserError(f"{path}: entry {place} of {key!r} lacks {lacking[0]!r}: complete or remove it")
-    return content
+def list_segments(annotation: dict) -> list[dict]:
+    """List a panoptic annotation's segments.
 
-
-def read_vocabulary(categories: list[dict], name: str) -> Vocabulary:
-    """Make the classes of a file's categories, in the order of their ids; countable unless it says otherwise."""
-    classes = []
-    for each in sorted(categories, key=lambda category: category["id"]):
-        color = tuple(each["color"]) if "color" in each else None
-        classes.append(ClassInfo(each["name"], each["id"], bool(each.get("isthing", 1)), color))
-    return Vocabulary(tuple(classes), name)
+    Raises
+    ------
+    ValueError
+        They are no list of objects, each with an id of its own that a PNG can hold.
+    """
+    segments = annotation.get("segments_info")
+    if not isinstance(segments, list) or not all(isinstance(each, dict) for each in segments):
+        raise ValueError("segments_info is no list of segments")
+    ids = [each.get("id") for each in segments]
+    odd = [each for each in ids if isinstance(each, bool) or not isinstance(each, int) or not 0 < each < 1 << 24]
+    if odd:
+        raise ValueError(f"a segment has id {shown(odd[0])}, not a whole number from 1 to 16777215")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"segment {next(each for each in ids if ids.count(each) > 1)} is listed more than once")
+    return segments

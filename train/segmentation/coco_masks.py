@@ -4,10 +4,10 @@ pycocotools trusts what it is given: a coordinate that is not finite takes all m
 up to the picture leave pixels undefined. So both are checked first.
 """
 
-import math
-
 import numpy as np
 from pycocotools import mask as coco
+
+LONGEST = 40  # bits of a packed run
 
 
 def to_mask(segmentation, height: int, width: int) -> np.ndarray:
@@ -46,8 +46,9 @@ def check_polygon(polygon, height: int, width: int) -> None:
         raise ValueError(f"its polygon has {len(polygon)} numbers, not x and y of three points or more")
     for place, value in enumerate(polygon):
         side = (width, height)[place % 2]
-        if not math.isfinite(value) or not -side <= value <= 2 * side:
-            raise ValueError(f"its polygon has a point at {value}, far outside the picture of {width} x {height}")
+        if not -side <= value <= 2 * side:  # which a NaN is not, either
+            at = str(value)[:20]
+            raise ValueError(f"its polygon has a point at {at}, far outside the picture of {width} x {height}")
 
 
 def decode(segmentation: dict, height: int, width: int) -> np.ndarray:
@@ -69,6 +70,8 @@ def unpack(text: bytes) -> list[int]:
     runs, value, shift = [], 0, 0
     for character in text:
         bits = character - 48
+        if not 0 <= bits < 64 or shift > LONGEST:
+            raise ValueError("its run lengths are no text that COCO packs")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

@@ -1,12 +1,14 @@
 """What a run of train.segment is; read and overridden as :mod:`train.config` says."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from .. import config as base
 from ..config import Paths, Section
+
+Folders = Annotated[Paths, BeforeValidator(lambda value: [] if value is None else value), Field(max_length=2)]
 
 
 class Model(Section):
@@ -31,7 +33,7 @@ class Data(Section):
     path: Paths = Field([], description="a data set's folder; or two of one form (COCO jsons): to train, to validate")
     kind: str | None = Field(None, description="the folder's layout; null: guessed")
     task: Literal["semantic", "instance", "panoptic"] | None = Field(None, description="null: the richest there is")
-    images: str | None = Field(None, description="folder of a COCO json's pictures")
+    images: Folders = Field([], description="folder of a COCO json's pictures, or two: to train, to validate")
     skip_empty: bool = Field(False, description="COCO: train on pictures with objects only")
     resize: Literal["short_side", "large_jitter", "none"] = Field("short_side", description="how training scales")
     scales: tuple[float, float] = Field((0.5, 2.0), description="least and greatest multiple")

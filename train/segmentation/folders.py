@@ -5,25 +5,32 @@
     DATA/images/a.jpg       DATA/masks/a.png      a PNG of class ids for each picture, under the same name
     DATA/classes.json       optional: {"names": {"1": "cat", "7": "grass"}, "things": ["cat"], "ignore": [0, 255]}
 
-DATA may hold ``train/`` and ``val/``, each with images/ and masks/; without them every tenth picture is for validation.
-Without classes.json the classes are the ids that the masks hold, but 255, which is ignored. ``things`` makes classes
-countable: object n of class c is then drawn as 1000 c + n (16-bit PNG), as in Cityscapes.
+DATA may hold ``train/`` and ``val/``, each with images/ and masks/, or images/ and masks/ may each hold train/ and
+val/; without them every tenth picture is for validation. Without classes.json the classes are the ids that the masks
+hold, but 255, which is ignored where there are others than 0 and 255. ``things`` makes classes countable: object n of
+class c is then drawn as 1000 c + n (16-bit PNG), as in Cityscapes. A mask may be a_mask.png, or .tif, .bmp, .gif.
 """
 
-import json
+import os
+from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..errors import UserError, one_line
+from ..reading import describe_unread, list_pictures, walk_files
+from .coco_json import check_names, parse_json, text, whole
+from .coco_layouts import NAMES
 from .ids import PER_CLASS, IdSource, IdTable, distinct
-from .pictures import DataError, list_pictures, read_ids
+from .pictures import DataError, read_ids
 from .types import ClassInfo, Vocabulary
 
 CLASSES = "classes.json"
-SPLITS = ("train", "val")
 IGNORED = 255
 EVERY = 10  # without split folders, each so many pictures one is for validation
+MOST_FOUND = 100  # ids taken for classes without classes.json
+SOFT = 8  # so many grey levels between 0 and 255 may be softened edges
+MASKS = (".png", ".tif", ".tiff", ".bmp", ".gif")  # without loss, best first
 FORMAT = '{"names": {"1": "cat", "7": "grass"}, "things": ["cat"], "ignore": [0, 255]}'
 
 
@@ -41,61 +48,91 @@ def open_folder(root: Path, split: str, task: str = "semantic") -> IdSource:
     UserError
         No pictures, or a classes.json that cannot be used.
     """
-    table = id_table(root, task)
+    table, notes = id_table(root, task)
     if task != "semantic" and not table.vocabulary.things:
         raise UserError(f"{root} has no countable classes for task {task}: name them under things in {CLASSES}")
-    files = list_files(root, split)
+    files, unread = list_files(root, split), describe_unread(root)
     if not files:
-        raise UserError(f"no pictures for {split} in {root}: expected images/ and masks/, or {split}/images/ ...")
-    return IdSource(files, table, task)
+        more = f" ({unread})" if unread else ""
+        raise UserError(f"no pictures for {split} in {root}{more}: expected images/ and masks/, or {split}/images/ ...")
+    return IdSource(files, table, task, [*notes, *([unread] if unread else [])])
 
 
 def list_files(root: Path, split: str) -> list[tuple[str, Path, Path]]:
     """List a split's (name, picture, mask)."""
     if has_splits(root):
-        return pairs(root / split)
-    files = pairs(root)
+        return pairs(split_folders(root, split))
+    files = pairs((root / "images", root / "masks"))
     held = files[EVERY - 1 :: EVERY] or files[-1:]
-    return held if split == "val" else [file for file in files if file not in held]
+    chosen = {name for name, _, _ in held}
+    return held if split == "val" else [file for file in files if file[0] not in chosen]
+
+
+def split_folders(root: Path, split: str) -> tuple[Path, Path] | None:
+    """Find a split's folders of pictures and of masks."""
+    for name in NAMES[split]:
+        inner = (root / name / "images", root / name / "masks"), (root / "images" / name, root / "masks" / name)
+        for images, masks in inner:
+            if images.is_dir() and (masks.is_dir() or images.name == "images"):
+                return images, masks
+    return None
 
 
 def has_splits(root: Path) -> bool:
-    """Whether a folder holds train/images."""
-    return (root / SPLITS[0] / "images").is_dir()
+    """Whether a folder's pictures are split into those for training and others."""
+    return split_folders(root, "train") is not None
 
 
-def pairs(folder: Path) -> list[tuple[str, Path, Path]]:
-    """Pair the pictures under images/ with the masks under masks/ by name."""
+def pairs(folders: tuple[Path, Path] | None) -> list[tuple[str, Path, Path]]:
+    """Pair the pictures of one folder with the masks of another by name; NAME.png where there is no mask."""
+    if folders is None:
+        return []
+    images, masks = folders
+    there = {}
+    for path in walk_files(masks) if masks.is_dir() else ():
+        inner = path.relative_to(masks)
+        if inner.suffix.lower() in MASKS:
+            rank = MASKS.index(inner.suffix.lower()), inner.suffix != inner.suffix.lower()
+            there.setdefault(inner.with_suffix("").as_posix(), []).append((rank, path))
     found = []
-    for picture in list_pictures(folder / "images"):
-        name = picture.relative_to(folder / "images").with_suffix("")
-        found.append((name.as_posix(), picture, folder / "masks" / f"{name}.png"))
+    for picture in list_pictures(images):
+        name = picture.relative_to(images).with_suffix("").as_posix()
+        options = there.get(name) or there.get(f"{name}_mask") or [(0, masks / f"{name}.png")]
+        found.append((name, picture, min(options)[1]))
     return found
 
 
-def id_table(root: Path, task: str) -> IdTable:
-    """Read what the numbers mean from classes.json, or take those there are."""
+def id_table(root: Path, task: str) -> tuple[IdTable, list[str]]:
+    """Read what the numbers mean from classes.json, or take those there are; with what is worth knowing of that."""
     path = root / CLASSES
-    names, things, ignored = read_classes(path) if path.is_file() else (found_names(root), set(), {IGNORED})
+    notes = []
+    if os.path.isfile(path):
+        names, things, ignored = read_classes(path)
+    else:
+        (names, ignored, notes), things = found_names(root), set()
     infos = [ClassInfo(name, i, name in things, None) for i, name in sorted(names.items())]
     wanted = [each for each in infos if each.is_thing or task != "instance"]
     background = frozenset(each.id for each in infos if each not in wanted)
     advice = f"name them, or list them under ignore, in {path}: {FORMAT}"
     vocabulary = Vocabulary(tuple(wanted), root.resolve().name)
-    return IdTable(vocabulary, frozenset(ignored), background, numbered=bool(things), advice=advice)
+    return IdTable(vocabulary, frozenset(ignored), background, numbered=bool(things), advice=advice), notes
 
 
 def read_classes(path: Path) -> tuple[dict[int, str], set[str], set[int]]:
     """Read classes.json: names by id, countable names, ignored ids."""
+    content = parse_json(path, f"expected {FORMAT}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         names = content["names"]
-        names = dict(enumerate(names)) if isinstance(names, list) else {int(i): name for i, name in names.items()}
+        pairs = list(enumerate(names) if isinstance(names, list) else names.items())
+        names = {number(i): text(name) for i, name in pairs}
         ignored = content.get("ignore", [])
-        ignored = {int(i) for i in (ignored if isinstance(ignored, list) else [ignored])}
-        things = set(content.get("things", []))
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        ignored = {number(i) for i in (ignored if isinstance(ignored, list) else [ignored])}
+        things = {text(each) for each in content.get("things", [])}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be used ({one_line(error)}): expected {FORMAT}") from error
+    if len(names) < len(pairs):
+        raise UserError(f"{path} names one id twice, such as 1 and 01: remove one")
+    check_names(list(names.values()), path)
     if things - set(names.values()):
         raise UserError(f"{path}: {min(things - set(names.values()))!r} under things is not under names: add it there")
     if not names or ignored & names.keys():
@@ -106,16 +143,59 @@ def read_classes(path: Path) -> tuple[dict[int, str], set[str], set[int]]:
     return names, things, ignored
 
 
-def found_names(root: Path) -> dict[int, str]:
-    """Read every mask of all splits and name each id found after itself; unreadable masks are met again later."""
-    folders = [root / split for split in SPLITS] if has_splits(root) else [root]
-    masks = [mask for folder in folders for _, _, mask in pairs(folder)]
-    ids = set()
-    for mask in tqdm(masks, f"looking for ids ({CLASSES} would save this)", leave=False, disable=None):
+def number(value) -> int:
+    """Take a pixel's number, which as a key of json is text."""
+    found = int(value) if isinstance(value, str) and value.strip().isdecimal() else whole(value, f"{value!r} is no id")
+    if not 0 <= found < 1 << 31:
+        raise ValueError(f"{value!r} is no id")
+    return found
+
+
+def found_names(root: Path) -> tuple[dict[int, str], set[int], list[str]]:
+    """Read every mask of all splits and name each id found after itself; unreadable masks are met again later.
+
+    Returns
+    -------
+    names : dict of int to str
+    ignored : set of int
+    notes : list of str
+        How 255 was understood, where that is not obvious.
+
+    Raises
+    ------
+    UserError
+        No mask could be read, the first one's reason; or numbers that look like softened edges, or too many.
+    """
+    folders = (
+        [split_folders(root, split) for split in NAMES] if has_splits(root) else [(root / "images", root / "masks")]
+    )
+    counts, first = Counter(), None
+    for _, _, mask in tqdm(
+        [file for each in folders for file in pairs(each)],
+        f"looking for ids ({CLASSES} would save this)", leave=False, disable=None,
+    ):  # fmt: skip
         try:
-            ids.update(distinct(read_ids(mask))[0].tolist())
-        except DataError:
-            continue
-    if not ids - {IGNORED}:
-        raise UserError(f"no mask under {root} could be read: expected masks/NAME.png for each images/NAME.jpg")
-    return {i: f"class {i}" for i in sorted(ids - {IGNORED})}
+            values, pixels, _ = distinct(read_ids(mask))
+            counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
+        except DataError as error:
+            first = first or error
+    if not counts:
+        reason = f" ({first})" if first else ""
+        raise UserError(f"no mask under {root} could be read{reason}: expected masks/NAME.png for each images/NAME.jpg")
+    between = [count for i, count in counts.items() if 0 < i < IGNORED]
+    if len(between) >= SOFT and IGNORED in counts and 10 * sum(between) < counts[0] + counts[IGNORED]:
+        raise UserError(
+            f"the masks of {root} are 0 and 255 with {len(between)} grey levels between, as softened edges are: "
+            f"save them without, or say in {CLASSES} what the numbers mean: {FORMAT}"
+        )
+    if len(counts) > MOST_FOUND:
+        raise UserError(
+            f"the masks of {root} hold {len(counts)} different numbers: say in {CLASSES} which are classes: {FORMAT}"
+        )
+    if counts.keys() == {0, IGNORED}:
+        note = f"the masks hold 0 and 255 alone: 255 is taken for a class; to ignore it, write {CLASSES}: {FORMAT}"
+        return {0: "class 0", IGNORED: "class 255"}, set(), [note]
+    if counts.keys() == {IGNORED}:
+        raise UserError(f"the masks of {root} hold nothing but 255, which is ignored: see {CLASSES}: {FORMAT}")
+    notes = [f"255 in the masks is ignored; to name it, write {CLASSES}: {FORMAT}"] * (IGNORED in counts)
+    return {i: f"class {i}" for i in sorted(counts) if i != IGNORED}, {IGNORED}, notes

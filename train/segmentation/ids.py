@@ -107,7 +107,8 @@ def split(places: np.ndarray, parts: list[tuple[int, int, bool] | None]) -> tupl
     crowd : ndarray of bool, shape (g,)
     """
     found = list(dict.fromkeys(part for part in parts if part is not None))
-    number = np.array([-1 if part is None else found.index(part) for part in parts], dtype=np.int64)[places]
+    place_of = {part: place for place, part in enumerate(found)} | {None: -1}
+    number = np.array([place_of[part] for part in parts], dtype=np.int64)[places]
     masks = number == np.arange(len(found))[:, None, None]
     return masks, np.array([p[0] for p in found], dtype=np.int64), np.array([p[2] for p in found], dtype=bool)
 
@@ -120,9 +121,12 @@ class IdSource:
     files : list of (name, picture, mask)
     table : IdTable
     task : str
+    notes : list of str
+        What is worth knowing of how they are read.
     """
 
-    def __init__(self, files: list[tuple[str, Path, Path]], table: IdTable, task: str):
+    def __init__(self, files: list[tuple[str, Path, Path]], table: IdTable, task: str, notes: list[str] = ()):
+        self.notes = list(notes)
         self.files, self.table, self.task, self.vocabulary = files, table, task, table.vocabulary
 
     def __len__(self):

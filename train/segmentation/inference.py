@@ -2,7 +2,8 @@
 
 Masks are enlarged a few at a time: the network's output at a quarter of the size is cut to the part that is no padding
 and resized to the original, as Mask2Former does it. What is kept of each mask is its run lengths or, where pixels are
-shared out, one map. The rules are those of ``fast.postprocess``, which holds all masks of a picture at once.
+shared out, one map; classes' scores are added up a few rows at a time. So memory is bounded by the picture, however
+many masks and classes there are. The rules are those of ``fast.postprocess``, which holds a picture's masks at once.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 
 from fast.postprocess import Segment, resize_bilinear, semantic
 
+from ..errors import UserError
 from .augment import Prepared
 from .config import Judge
 from .results import Instance, Panoptic, encode
 from .types import Vocabulary
 
 CELL = 4  # pixels of the network's input for one of its output
-AT_ONCE = 1 << 26  # values of enlarged masks held at a time
+MOST_INPUT = 1 << 23  # pixels that the network sees at once; it takes about 1.3 kB for each
+AT_ONCE = 1 << 23  # values of enlarged masks held at a time
 
 
 class Enlarger:
@@ -50,6 +53,26 @@ class Enlarger:
     def __call__(self, maps: Tensor) -> Tensor:
         """Enlarge maps (k, h, w) to the original's size (k, H, W)."""
         return self.to_original(self.to_input(maps))
+
+    def input_rows(self, maps: Tensor, first: int, last: int) -> Tensor:
+        """Give rows [first, last) of what ``to_input`` gives, to the last bit, from the few rows of maps they need."""
+        above, below = max(0, first // CELL - 1), min(maps.shape[1], (last - 1) // CELL + 2)
+        part = resize_bilinear(maps[:, above:below], (CELL * (below - above), self.padded[1]))
+        return part[:, first - CELL * above : last - CELL * above, : self.inner[1]]
+
+    def rows(self, make: Callable[[int, int], Tensor], first: int, last: int) -> Tensor:
+        """Give rows [first, last) of maps at the original's size; ``make`` gives rows of them at the input's size."""
+        if self.inner == self.outer:
+            return make(first, last)
+        ratio = self.inner[0] / self.outer[0]
+        place = ((torch.arange(first, last, dtype=torch.float64) + 0.5) * ratio - 0.5).clamp(0, self.inner[0] - 1)
+        upper = place.long()
+        lower = (upper + 1).clamp(max=self.inner[0] - 1)
+        start, end = int(upper[0]), int(lower[-1]) + 1
+        wide = make(start, end)
+        wide = resize_bilinear(wide, (end - start, self.outer[1]))
+        share = (place - upper).to(wide)[:, None]
+        return torch.lerp(wide[:, (upper - start).to(wide.device)], wide[:, (lower - start).to(wide.device)], share)
 
     def parts(self, numbers: Tensor) -> Iterator[Tensor]:
         """Split numbers (n,) into as many at a time as may be enlarged together."""
@@ -82,7 +105,18 @@ def predict(
     -------
     dict
         A prediction for each task, as :mod:`train.segmentation.results` describes them.
+
+    Raises
+    ------
+    UserError
+        The picture has more than ``MOST_INPUT`` pixels as it is prepared.
     """
+    height, width = prepared.image.shape[1:]
+    if height * width > MOST_INPUT:
+        raise UserError(
+            f"the network would see {width:,} x {height:,} pixels at once, more than {MOST_INPUT:,}: "
+            f"pass --data.test_short 1024 to scale pictures down"
+        )
     device = next(model.parameters()).device
     with autocast:
         output = model(prepared.image[None].to(device))
@@ -98,16 +132,17 @@ def predict(
 
 def semantic_labels(classes: Tensor, masks: Tensor, enlarge: Enlarger) -> np.ndarray:
     """Give each pixel its best class: logits (q, classes + 1) and (q, h, w) -> int64 (H, W)."""
-    scores = classes.new_zeros(classes.shape[1] - 1, *enlarge.inner)
-    for part in enlarge.parts(torch.arange(len(classes), device=classes.device)):
-        scores += semantic(classes[part], enlarge.to_input(masks[part]))
-    best = scores.new_full(enlarge.outer, -torch.inf)
-    labels = torch.zeros(enlarge.outer, dtype=torch.int64, device=scores.device)
-    for part in enlarge.parts(torch.arange(len(scores), device=scores.device)):
-        value, place = enlarge.to_original(scores[part]).max(dim=0)
-        better = value > best
-        best, labels = torch.where(better, value, best), torch.where(better, part[place], labels)
-    return labels.cpu().numpy()
+    labels = np.zeros(enlarge.outer, dtype=np.int64)
+    widest = max(enlarge.padded[1], enlarge.outer[1])
+    step = max(1, AT_ONCE // (sum(classes.shape) * widest))
+
+    def make(first: int, last: int) -> Tensor:
+        return semantic(classes, enlarge.input_rows(masks, first, last))
+
+    for first in range(0, enlarge.outer[0], step):
+        last = min(first + step, enlarge.outer[0])
+        labels[first:last] = enlarge.rows(make, first, last).argmax(dim=0).cpu().numpy()
+    return labels
 
 
 def find_instances(classes: Tensor, masks: Tensor, enlarge: Enlarger, things, top: int) -> list[Instance]:

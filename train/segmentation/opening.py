@@ -32,6 +32,8 @@ def open_sets(config: Config) -> tuple[SegmentationSamples, EvalSamples]:
         odd = sorted(set(here) ^ set(there)) or ["their order"]
         raise UserError(f"training and validation data differ in their classes: {', '.join(map(str, odd[:5]))}")
     settle_classes(config, train.vocabulary)
+    if not getattr(train, "objects", True):
+        raise UserError(f"{train.path}: {train.nothing()}")
     data, seed = config.data, config.run.seed
     train_set = SegmentationSamples(train, train_transform(data), seed, data.on_bad_image)
     return train_set, EvalSamples(val, EvalTransform(data.test_short, data.test_longest), seed, data.on_bad_image)
@@ -52,7 +54,7 @@ def open_split(config: Config, split: str):
     path = Path(data.path[-1 if split == "val" else 0])
     if path.suffix == ".json" and len(data.path) == 1:
         raise UserError(f"{path} is one split: pass --data TRAIN.json,VAL.json")
-    images = Path(data.images) if data.images else None
+    images = Path(data.images[-1 if split == "val" else 0]) if data.images else None
     return open_source(path, split, data.task, data.kind, images, data.skip_empty and split == "train")
 
 

@@ -10,6 +10,7 @@ from .types import Sample, Vocabulary
 
 OPACITY = 0.5
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")  # Okabe and Ito
+DRAWN = 1024  # pixels of a drawing's longer side; of larger pictures every n-th pixel is drawn
 SMALLEST_NAMED = 0.0004  # share of the picture from which a segment's name is written
 
 
@@ -78,11 +79,14 @@ def colour_of(number: int) -> np.ndarray:
     return np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255 * shade
 
 
-def overlay(picture: np.ndarray, segments: list[dict]) -> np.ndarray:
-    """Lay the classes' colours, or else the segments', over a picture (H, W, 3) uint8, the smaller over the larger."""
+def overlay(picture: np.ndarray, segments: list[dict], step: int = 1) -> np.ndarray:
+    """Lay the classes' colours, or else the segments', over a picture (H, W, 3) uint8, the smaller over the larger.
+
+    The picture may be each ``step``-th pixel of the one that the segments are of.
+    """
     result = picture.astype(np.float32) / 255
     for each in sorted(segments, key=lambda segment: -segment["area"]):
-        mask = decode(each["segmentation"])
+        mask = decode(each["segmentation"])[::step, ::step]
         colour = np.array(each["color"]) / 255 if each["color"] else colour_of(each["id"] - 1)
         result[mask] = (1 - OPACITY) * result[mask] + OPACITY * colour
     return np.rint(255 * result).astype(np.uint8)
@@ -90,17 +94,23 @@ def overlay(picture: np.ndarray, segments: list[dict]) -> np.ndarray:
 
 def draw_outline(axes, mask: np.ndarray) -> None:
     """Draw a line around a mask (H, W)."""
-    rows, columns = (np.arange(-1, side + 1) for side in mask.shape)
-    axes.contour(columns, rows, np.pad(mask, 1).astype(np.float32), levels=[0.5], colors="black", linewidths=0.8)
+    left, top, width, height = box(mask)
+    part = np.pad(mask[top : top + height, left : left + width], 1).astype(np.float32)
+    columns, rows = np.arange(left - 1, left + width + 1), np.arange(top - 1, top + height + 1)
+    axes.contour(columns, rows, part, levels=[0.5], colors="black", linewidths=0.8)
 
 
 def draw_segments(axes, picture: np.ndarray, segments: list[dict], size: float = 8) -> None:
     """Draw an overlay and write each segment's name and score at a place inside it."""
-    axes.imshow(overlay(picture, segments))
+    step = -(-max(picture.shape[:2]) // DRAWN)
+    picture = picture[::step, ::step]
+    axes.imshow(overlay(picture, segments, step))
     for each in segments:
-        mask = decode(each["segmentation"])
+        mask = decode(each["segmentation"])[::step, ::step]
+        if not mask.any():
+            continue
         draw_outline(axes, mask)
-        if each["area"] < SMALLEST_NAMED * mask.size:
+        if each["area"] < SMALLEST_NAMED * mask.size * step**2:
             continue
         x, y = middle(mask)
         text = each["name"] if each["score"] is None else f"{each['name']} {100 * each['score']:.0f}"
@@ -111,9 +121,10 @@ def draw_segments(axes, picture: np.ndarray, segments: list[dict], size: float =
 
 def middle(mask: np.ndarray) -> tuple[int, int]:
     """Give a pixel (x, y) of a mask: the one nearest to its centre of mass."""
-    rows, columns = np.nonzero(mask)
+    left, top, width, height = box(mask)
+    rows, columns = np.nonzero(mask[top : top + height, left : left + width])
     nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-    return int(columns[nearest]), int(rows[nearest])
+    return left + int(columns[nearest]), top + int(rows[nearest])
 
 
 def draw_result(picture: np.ndarray, segments: list[dict], stages: list[dict], inner: tuple[int, int], title: str):

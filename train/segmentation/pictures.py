@@ -3,13 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..data import READ_ERRORS, ImageError
 from ..errors import one_line
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm"}
-SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I")
+from ..reading import READ_ERRORS, SIXTEEN_BITS, ImageError, open_rgb, open_with
 
 
 class DataError(ImageError):
@@ -32,53 +29,33 @@ class DataError(ImageError):
         return DataError, (self.kind, str(self), self.ids)
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """List the picture files under a folder, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """Read any picture as a viewer shows it.
-
-    The camera's orientation mark is obeyed; transparent parts show white; 16-bit grey is scaled to 8 bits; palettes,
-    grey and CMYK become RGB.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    ndarray of uint8, shape (H, W, 3)
+def read_picture(path) -> np.ndarray:
+    """Read any picture as a viewer shows it, (H, W, 3) uint8; see :func:`train.reading.open_rgb`.
 
     Raises
     ------
     DataError
-        Missing, damaged, or of a kind no viewer shows (32-bit and floating-point pixels).
+        Missing, damaged, too large, or of a kind no viewer shows.
     """
-    return np.array(read("picture", path, lambda file: to_rgb(ImageOps.exif_transpose(file))))
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Convert a picture of any mode to RGB."""
-    if picture.mode == "F" or (picture.mode == "I" and picture.getextrema()[1] > 65535):
-        raise ValueError(f"its pixels are {picture.mode} (32 bits): save it with 8 or 16 bits a channel")
-    if picture.mode in SIXTEEN_BITS:
-        values = np.asarray(picture).astype(np.int64)
-        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return picture.convert("RGB")
+    return np.array(read("picture", path, open_rgb))
 
 
 def read_ids(path: Path) -> np.ndarray:
     """Read a mask whose pixels are numbers (8 or 16 bits, or places in a palette), (H, W) int32."""
-    return read("mask", path, to_ids)
+    return read("mask", path, lambda file: open_with(file, to_ids))
+
+
+def read_mask(path) -> np.ndarray:
+    """Read one object's mask, (H, W) bool: all that is not black."""
+    return read("mask", path, lambda file: np.asarray(open_rgb(file)).any(axis=2))
 
 
 def to_ids(picture: Image.Image) -> np.ndarray:
     """Take a mask's numbers, or refuse one in colours."""
+    if picture.mode in ("RGB", "RGBA"):
+        channels = np.asarray(picture)
+        if (channels[..., 1:3] == channels[..., :1]).all():
+            return channels[..., 0].astype(np.int32)
     if picture.mode not in ("1", "L", "P", *SIXTEEN_BITS):
         raise ValueError(f"it is a colour picture ({picture.mode}): save the ids as a PNG with one channel")
     return np.asarray(picture).astype(np.int32)
@@ -86,7 +63,7 @@ def to_ids(picture: Image.Image) -> np.ndarray:
 
 def read_segment_ids(path: Path) -> np.ndarray:
     """Read a panoptic PNG, whose ids are R + 256 G + 65536 B, (H, W) int32."""
-    return read("panoptic mask", path, to_segment_ids)
+    return read("panoptic mask", path, lambda file: open_with(file, to_segment_ids))
 
 
 def to_segment_ids(picture: Image.Image) -> np.ndarray:
@@ -96,11 +73,10 @@ def to_segment_ids(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture)[..., :3].astype(np.int32) @ np.array([1, 256, 65536], dtype=np.int32)
 
 
-def read(what: str, path: Path, convert):
-    """Open a file and convert it, or say in one line why not."""
+def read(what: str, path, convert):
+    """Convert a file, or say in one line why not."""
     try:
-        with Image.open(path) as file:
-            return convert(file)
+        return convert(path)
     except FileNotFoundError as error:
         raise DataError(f"missing {what}", f"no {what} {path}: put it there, or leave its counterpart out") from error
     except READ_ERRORS as error:

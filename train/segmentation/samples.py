@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fast.matching import Objects
 
-from ..data import READ_ERRORS, ImageError, Samples
+from ..data import Samples
 from ..errors import one_line
+from ..reading import READ_ERRORS, ImageError
 from .augment import EvalTransform, Prepared
 from .types import Sample
 

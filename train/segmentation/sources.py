@@ -4,14 +4,16 @@ from pathlib import Path
 
 from ..errors import UserError
 from . import ade20k, cityscapes, coco, digits, folders
+from .coco_json import task_of
+from .coco_layouts import find_json, has_json
 from .types import TASKS
 
 KINDS = ("ade20k", "cityscapes", "coco", "folder", "digits")
 TASKS_OF = {"ade20k": ("semantic",), "coco": ("instance", "panoptic")}
 DIGITS_LENGTH = 1000
 LAYOUTS = (
-    "expected ADE20K (images/training), Cityscapes (leftImg8bit/), COCO (annotations/instances_train2017.json), "
-    "a COCO json, or images/ and masks/"
+    "expected ADE20K (images/training), Cityscapes (leftImg8bit/), COCO (annotations/instances_train2017.json, "
+    "annotations/train.json or train.json), a COCO json, or images/ and masks/"
 )
 
 
@@ -39,22 +41,24 @@ def guess(path: Path) -> str:
         raise UserError(f"no file or folder {path}: {LAYOUTS}")
     if path.suffix == ".json" or any(has_json(path, task) for task in TASKS_OF["coco"]):
         return "coco"
-    signs = {"ade20k": "images/training", "cityscapes": "leftImg8bit", "folder": "images", "": "train/images"}
-    for kind, sign in signs.items():
-        if (path / sign).is_dir():
-            return kind or "folder"
+    if all((path / kind / "training").is_dir() for kind in ("images", "annotations")):
+        return "ade20k"
+    if (path / "leftImg8bit").is_dir():
+        return "cityscapes"
+    if (path / "images").is_dir() or folders.has_splits(path):
+        return "folder"
     raise UserError(f"{path} looks like no known data set: {LAYOUTS}")
 
 
 def tasks_of(path: Path, kind: str) -> tuple[str, ...]:
     """List what a data set can be opened for, the richest last."""
     if path.suffix == ".json":
-        return ("panoptic",) if is_panoptic(path) else ("instance",)
+        return (task_of(path),)
     if kind == "coco":
         found = [task for task in TASKS_OF[kind] if has_json(path, task)]
         return tuple(found) or TASKS_OF[kind]
     if kind == "folder":
-        return TASKS if folders.id_table(path, "semantic").vocabulary.things else ("semantic",)
+        return TASKS if folders.id_table(path, "semantic")[0].vocabulary.things else ("semantic",)
     return TASKS_OF.get(kind, TASKS)
 
 
@@ -111,32 +115,13 @@ def open_source(
 
 
 def open_coco(path: Path, split: str, task: str, images: Path | None, skip_empty: bool):
-    """Open COCO's official tree, or any json of its form."""
-    official = path.suffix != ".json"
-    file = official_json(path, split, task) if official else path
-    pictures = images or (path / f"{split}2017" if official else picture_folder(path))
+    """Open COCO's official tree, one laid out like it, or any json of its form."""
+    file = path if path.suffix == ".json" else find_json(path, split, task)
+    if not file:
+        expected = f"annotations/{split}.json or annotations/instances_{split}2017.json"
+        raise UserError(f"no json for {split} in {path} for task {task}: expected {expected}")
+    if images is None and (path / f"{split}2017").is_dir():
+        images = path / f"{split}2017"
     if task == "panoptic":
-        return coco.PanopticSource(file, file.with_suffix(""), pictures, skip_empty=skip_empty)
-    return coco.InstanceSource(file, pictures, skip_empty=skip_empty)
-
-
-def picture_folder(path: Path) -> Path:
-    """Find a json's pictures: images/ beside it if there is one, else its own folder."""
-    beside = path.parent / "images"
-    return beside if beside.is_dir() else path.parent
-
-
-def official_json(root: Path, split: str, task: str) -> Path:
-    """Give the path of COCO's json for a split and task."""
-    return root / "annotations" / f"{'instances' if task == 'instance' else 'panoptic'}_{split}2017.json"
-
-
-def has_json(root: Path, task: str) -> bool:
-    """Whether COCO's json of a task is there, for any split."""
-    return any(official_json(root, split, task).is_file() for split in ("train", "val"))
-
-
-def is_panoptic(path: Path) -> bool:
-    """Whether a json's annotations list segments."""
-    entries = coco.read_json(path, coco.KEYS | {"annotations": ("image_id",)})["annotations"]
-    return bool(entries) and "segments_info" in entries[0]
+        return coco.PanopticSource(file, file.with_suffix(""), images, skip_empty=skip_empty)
+    return coco.InstanceSource(file, images, skip_empty=skip_empty)

@@ -142,7 +142,11 @@ class Segmentation(Task):
         source, passes = run.train_set.source, run.total * run.config.run.total_batch / len(run.train_set)
         counts = f"{len(run.train_set):,} training and {len(run.val_set):,} validation pictures"
         classes = f"{source.vocabulary.num_classes} classes ({len(source.vocabulary.things)} countable)"
-        return [f"{counts} for {source.task} segmentation, {classes}; {run.total:,} updates ({passes:.1f} passes)"]
+        notes = [f"note: {note}" for note in getattr(source, "notes", ())]
+        return [
+            f"{counts} for {source.task} segmentation, {classes}; {run.total:,} updates ({passes:.1f} passes)",
+            *notes,
+        ]
 
     def place(self, run: Run) -> tuple[str, int]:
         """Count updates of the whole run."""
@@ -181,15 +185,9 @@ class Segmentation(Task):
 
     def loss(self, run: Run, output: SegmenterOutput, targets: Shared) -> torch.Tensor:
         """Sum the pictures' losses, in float32."""
-        total = 0
-        for place, (objects, index) in enumerate(zip(targets.objects, targets.asked, strict=True)):
-            key = zlib.crc32(repr((run.config.run.seed, targets.update, index)).encode())
-            generator = torch.Generator(run.ranks.device).manual_seed(key)
-            one = pick(output, place)
-            parts = self.criterion(one, [objects], targets.found, generator)
-            weight = class_weight(len(objects.labels), output.class_queries_logits.shape[1])
-            total = total + parts["class"] * (weight / targets.weight) + parts["mask"] + parts["dice"]
-        return total
+        keys = (zlib.crc32(repr((run.config.run.seed, targets.update, index)).encode()) for index in targets.asked)
+        generators = [torch.Generator(run.ranks.device).manual_seed(key) for key in keys]
+        return self.criterion(output, targets.objects, targets.found, generators, targets.weight)["loss"]
 
     def evaluate(self, run: Run, model: nn.Module, say: Callable[[str], None], stop: Callable[[], bool]) -> dict:
         """Judge by the official judges."""
@@ -216,14 +214,6 @@ def class_weight(objects: int, queries: int) -> float:
     """Add up the weights of one picture's queries in the class loss: 1 for a matched one, less for the others."""
     matched = min(objects, queries)
     return matched + NO_OBJECT_WEIGHT * (queries - matched)
-
-
-def pick(output: SegmenterOutput, place: int) -> SegmenterOutput:
-    """Take one picture's part of an output."""
-    one = slice(place, place + 1)
-    names = ("class_queries_logits", "masks_queries_logits")
-    others = [{name: each[name][one] for name in names} for each in output.auxiliary_logits]
-    return SegmenterOutput(*(getattr(output, name)[one] for name in names), others)
 
 
 def evaluate(

@@ -12,7 +12,7 @@ SOURCE = "attention/cpu.cpp"
 BLOCK = 8  # places taken together, as in cpu.cpp
 
 
-class CpuPlan(NamedTuple):
+class Plan(NamedTuple):
     """What the kernels need of a stage's geometry, made once a stage; the batch axis may have length 1.
 
     Places are taken in N = ceil(k m / 8) blocks of 8, whatever the cluster size. A block's list names the blocks of
@@ -41,7 +41,7 @@ def make_plan(positions, members, nearest):
 
     Returns
     -------
-    CpuPlan
+    Plan
     """
     plan, width = _empty_plan(positions, members, nearest), _width(members, nearest)
     inputs = (x.contiguous() for x in (positions, members, nearest))
@@ -67,7 +67,7 @@ def _width(members, nearest):
 def _empty_plan(positions, members, nearest):
     batch, (k, m) = len(members), members.shape[1:]
     blocks, width = -(-k * m // BLOCK), _width(members, nearest)
-    return CpuPlan(
+    return Plan(
         positions.new_empty(batch, 2, BLOCK * blocks, dtype=torch.float64),
         positions.new_empty(batch, blocks, dtype=torch.uint8),
         positions.new_empty(batch, blocks if width else 0, 2),
@@ -76,7 +76,7 @@ def _empty_plan(positions, members, nearest):
     )
 
 
-def forward(query, key_value, blank, weight, bias, plan, members):
+def forward(query, kv, blank, weight, bias, plan, members):
     """Let each token attend to its neighbourhood and to the blank token.
 
     Parameters
@@ -84,12 +84,12 @@ def forward(query, key_value, blank, weight, bias, plan, members):
     query : (B, k m, H, d) tensor
         float32, float64, or 16-bit numbers, which are taken in float32. Already scaled by d^-1/2; tokens are in their
         places, cluster after cluster.
-    key_value : (B, k m, H, 2, d) tensor
+    kv : (B, k m, H, 2, d) tensor
     blank : (H, 2, d) tensor
         Key and value of the blank token.
     weight, bias : (H, 5) and (H,) tensors
         Of the position term.
-    plan : CpuPlan
+    plan : Plan
     members : (B or 1, k, m) int64 tensor
         Those that the plan was made from.
 
@@ -101,15 +101,15 @@ def forward(query, key_value, blank, weight, bias, plan, members):
         Logarithm of the sum of the exponentials of a token's logits, for ``backward``; 0 in empty places.
     """
     d = query.shape[-1]
-    inputs = _ready(query, key_value, blank, weight, bias)
+    inputs = _ready(query, kv, blank, weight, bias)
     out, lse = torch.empty_like(inputs[0]), inputs[0].new_empty(query.shape[:3])
     sizes = _sizes(inputs[0], plan, members)
     call(SOURCE, "attention_forward" + _suffix(out), *inputs, *plan, _transposed(inputs[0], plan), out, lse, *sizes)
-    return out[..., :d].to(query.dtype), lse
+    return out[..., :d].contiguous().to(query.dtype), lse
 
 
-def backward(grad_out, out, lse, query, key_value, blank, weight, bias, plan, members):
-    """Gradients of query, key_value, blank, weight and bias, from that of ``out``.
+def backward(grad_out, out, lse, query, kv, blank, weight, bias, plan, members):
+    """Gradients of query, kv, blank, weight and bias, from that of ``out``.
 
     Empty places have gradients 0; what ``grad_out`` says of them is not read, as their ``out`` is constant.
 
@@ -118,27 +118,27 @@ def backward(grad_out, out, lse, query, key_value, blank, weight, bias, plan, me
     grad_out, out : (B, k m, H, d) tensors
     lse : (B, k m, H) tensor
         Of ``forward``, like ``out``.
-    query, key_value, blank, weight, bias, plan, members
+    query, kv, blank, weight, bias, plan, members
         As for ``forward``.
     """
-    tensors = query, key_value, blank, weight, bias
+    tensors = query, kv, blank, weight, bias
     inputs = _ready(*tensors)
     results = *(_filled(x, inputs[0].dtype) for x in (grad_out, out)), lse.contiguous()
     memory = _transposed(inputs[0], plan), _transposed(inputs[0], plan)
     grads = [torch.empty_like(x) for x in inputs]
     sizes = _sizes(inputs[0], plan, members)
     call(SOURCE, "attention_backward" + _suffix(inputs[0]), *results, *inputs, *plan, *memory, *grads, *sizes)
-    return tuple(grad[..., : x.shape[-1]].to(x.dtype) for grad, x in zip(grads, tensors, strict=True))
+    return tuple(grad[..., : x.shape[-1]].contiguous().to(x.dtype) for grad, x in zip(grads, tensors, strict=True))
 
 
 def _suffix(x):
     return "_f64" if x.dtype == torch.float64 else "_f32"
 
 
-def _ready(query, key_value, blank, weight, bias):
+def _ready(query, kv, blank, weight, bias):
     """The inputs as the kernels read them."""
     wide = torch.promote_types(query.dtype, torch.float32)
-    return *(_filled(x, wide) for x in (query, key_value, blank)), *(x.to(wide).contiguous() for x in (weight, bias))
+    return *(_filled(x, wide) for x in (query, kv, blank)), *(x.to(wide).contiguous() for x in (weight, bias))
 
 
 def _filled(x, dtype):
@@ -148,7 +148,7 @@ def _filled(x, dtype):
 
 
 def _transposed(query, plan):
-    """Room for transposed keys or values, (B, N, H, d, 8)."""
+    """Memory for transposed keys or values, (B, N, H, d, 8)."""
     batch, _, heads, d = query.shape
     return query.new_empty(batch, plan.there.shape[1], heads, d, BLOCK)
 

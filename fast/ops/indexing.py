@@ -1,0 +1,54 @@
+"""Picking rows of tensors by index, in pieces that fit a cache."""
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+
+def gather_rows(x, index, batch_axis=0):
+    """Pick rows of x (..., B, n, ...) by index (B, ...): -> (..., *index.shape, ...).
+
+    ``batch_axis`` is where x has its batch; the axis after it is picked from.
+    """
+    start = x.shape[batch_axis + 1] * torch.arange(len(index), device=x.device)
+    flat = (index + start.view(-1, *[1] * (index.ndim - 1))).flatten()
+    picked = x.flatten(batch_axis, batch_axis + 1).index_select(batch_axis, flat)
+    return picked.unflatten(batch_axis, index.shape)
+
+
+def weighted_sum(weights, rows):
+    """Sum rows (..., M, d) with weights (..., M) of the same dtype: -> (..., d)."""
+    return _WeightedSum.apply(weights, rows)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """A product of matrices forward; backward, as one of a column and a row, it would take a CPU much longer."""
+
+    @staticmethod
+    def forward(ctx, weights, rows):
+        ctx.save_for_backward(weights, rows)
+        return (weights[..., None, :] @ rows).squeeze(-2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        weights, rows = ctx.saved_tensors
+        grad = grad.to(rows.dtype)  # under autocast the sum may be in 16 bits
+        return (rows @ grad[..., None]).squeeze(-1), weights[..., None] * grad[..., None, :]
+
+
+def recomputed(function, *tensors):
+    """Call a function; its backward pass calls it again, and nothing but its arguments is kept for that."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+    return function(*tensors)
+
+
+def token_slices(neighbors, channels):
+    """Cut the tokens of neighbors (B, n, M) into slices whose gathered neighbourhoods are small.
+
+    A token gathers M x ``channels`` numbers. On a CPU a slice fits its cache, which makes gathering several times as
+    fast; elsewhere it only bounds memory.
+    """
+    n, slots = neighbors.shape[1:]
+    elements = 1 << 20 if neighbors.device.type == "cpu" else 1 << 28
+    rows = max(1, elements // max(1, slots * channels))
+    return [slice(start, start + rows) for start in range(0, max(1, n), rows)]

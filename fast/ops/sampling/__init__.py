@@ -1,0 +1,208 @@
+"""Reading the values of tokens at locations between them (paper sec. 4.1), as an operator with several paths.
+
+out = sum_p attention_p sum_k w_pk value_k, with w of ``plain.shepard_weights``. ``aff::sample`` and
+``aff::sample_backward`` are one opaque step for torch.compile and CUDA graphs.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from . import plain
+
+
+def sample(locations, attention, positions, values, nearest, half_power):
+    """Read the values of tokens at sampling locations, by Shepard interpolation.
+
+    Parameters
+    ----------
+    locations : (B, q, H, P, 2) tensor
+        (x, y) in the unit of the positions; any real or integer dtype.
+    attention : (B, q, H, P) floating tensor or None
+        Attention weights of the locations; None: 1.
+    positions : (B or 1, n, 2) int64 tensor
+    values : (B, n, H, d) floating tensor
+    nearest : (B, q, H, P, k) integer tensor
+        Tokens that each location is read from, at least one; negative where there are fewer than k.
+    half_power : (1,) floating tensor
+        a, half the power of the distance.
+
+    Returns
+    -------
+    (B, q, H, d) tensor
+        In the dtype of ``values``.
+    """
+    path = dispatch.path("sampling", values.device)
+    inputs = locations, attention, positions, values, nearest, half_power
+    return plain.sample(*inputs) if path == "plain" else _sample(*inputs, path)
+
+
+def sample_levels(locations, attention, tables, positions, values, half_power, canvas):
+    """Read the values of several levels' tokens, each location from the 4 tokens nearest to the cell it rounds to.
+
+    Parameters
+    ----------
+    locations : (B, q, H, L, P, 2) floating tensor
+        (x, y), cells.
+    attention : (B, q, H, L, P) floating tensor
+        Attention weights of the locations.
+    tables : (L, B, h w, 4) int32 tensor
+        The nearest tokens of every cell among the level's own, nearest first, numbered over all levels; -1 where a
+        level has fewer than four (``deformable.lookup_tables``).
+    positions : (B, n, 2) int64 tensor
+        Of the tokens of all levels, one level after the other.
+    values : (B, n, H, d) floating tensor
+    half_power : (1,) floating tensor
+    canvas : (h, w)
+
+    Returns
+    -------
+    (B, q, H, d) tensor
+        In the dtype of ``values``.
+    """
+    path = dispatch.path("sampling", values.device)
+    if path == "cpu":
+        return _sample_levels(locations, attention, tables, positions, values, half_power, *canvas)
+    nearest = plain.nearest_of_levels(locations, tables, canvas).flatten(3, 4)
+    return sample(locations.flatten(3, 4), attention.flatten(3, 4), positions, values, nearest, half_power)
+
+
+@torch.library.custom_op("aff::sample", mutates_args=())
+def _sample(
+    locations: Tensor,
+    attention: Tensor | None,
+    positions: Tensor,
+    values: Tensor,
+    nearest: Tensor,
+    half_power: Tensor,
+    path: str,
+) -> Tensor:
+    """``sample`` by the kernel of a path."""
+    inputs = locations, attention, positions, values, nearest, half_power
+    return dispatch.run("sampling", path, _kernel(path).forward, *inputs)
+
+
+@_sample.register_fake
+def _(locations, attention, positions, values, nearest, half_power, path):
+    return values.new_empty(*nearest.shape[:3], values.shape[3])
+
+
+@torch.library.custom_op("aff::sample_backward", mutates_args=())
+def _sample_backward(
+    grad_out: Tensor,
+    locations: Tensor,
+    attention: Tensor | None,
+    positions: Tensor,
+    values: Tensor,
+    nearest: Tensor,
+    half_power: Tensor,
+    path: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of locations (empty if they are integers), attention (empty without it), values and half_power."""
+    inputs = grad_out, locations, attention, positions, values, nearest, half_power
+    grads = dispatch.run("sampling", path, _kernel(path).backward, *inputs)
+    return tuple(values.new_empty(0) if g is None else g for g in grads)
+
+
+@_sample_backward.register_fake
+def _(grad_out, locations, attention, positions, values, nearest, half_power, path):
+    grads = locations if locations.is_floating_point() else None, attention, values, half_power
+    return tuple(values.new_empty(0) if g is None else g.new_empty(g.shape) for g in grads)
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.path = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx, grad_out):
+    locations, attention, *rest = ctx.saved_tensors
+    grads = torch.ops.aff.sample_backward(grad_out, locations, attention, *rest, ctx.path)
+    grad_locations = grads[0] if locations.is_floating_point() else None
+    return grad_locations, None if attention is None else grads[1], None, grads[2], None, grads[3], None
+
+
+_sample.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.library.custom_op("aff::sample_levels", mutates_args=())
+def _sample_levels(
+    locations: Tensor,
+    attention: Tensor,
+    tables: Tensor,
+    positions: Tensor,
+    values: Tensor,
+    half_power: Tensor,
+    h: int,
+    w: int,
+) -> Tensor:
+    """``sample_levels`` by the compiled CPU kernel, which looks the tokens up itself."""
+    inputs = locations, attention, tables, positions, values, half_power, (h, w)
+    return dispatch.run("sampling", "cpu", _kernel("cpu").sample_levels, *inputs)
+
+
+@_sample_levels.register_fake
+def _(locations, attention, tables, positions, values, half_power, h, w):
+    return values.new_empty(*locations.shape[:3], values.shape[3])
+
+
+@torch.library.custom_op("aff::sample_levels_backward", mutates_args=())
+def _sample_levels_backward(
+    grad_out: Tensor,
+    locations: Tensor,
+    attention: Tensor,
+    tables: Tensor,
+    positions: Tensor,
+    values: Tensor,
+    half_power: Tensor,
+    h: int,
+    w: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of locations, attention, values and half_power."""
+    inputs = grad_out, locations, attention, tables, positions, values, half_power, (h, w)
+    return dispatch.run("sampling", "cpu", _kernel("cpu").sample_levels_backward, *inputs)
+
+
+@_sample_levels_backward.register_fake
+def _(grad_out, locations, attention, tables, positions, values, half_power, h, w):
+    return tuple(x.new_empty(x.shape) for x in (locations, attention, values, half_power))
+
+
+def _save_levels(ctx, inputs, output):
+    *tensors, h, w = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.canvas = h, w
+
+
+def _differentiate_levels(ctx, grad_out):
+    grads = torch.ops.aff.sample_levels_backward(grad_out, *ctx.saved_tensors, *ctx.canvas)
+    return grads[0], grads[1], None, None, grads[2], grads[3], None, None
+
+
+_sample_levels.register_autograd(_differentiate_levels, setup_context=_save_levels)
+
+
+def _kernel(path):
+    """The module of a path's kernels."""
+    if path == "triton":
+        from . import triton
+
+        return triton
+    from . import cpu
+
+    return cpu
+
+
+@dispatch.trial("sampling")
+def _trial(path, device):
+    """Result and gradients of 5 queries, 2 heads, 3 locations, read from 4 of 12 tokens each."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (1, 5, 2, 3, 2), (1, 5, 2, 3), (1, 12, 2, 16)
+    inputs = [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
+    inputs.append(torch.full((1,), 1.5, device=device, requires_grad=True))
+    number = torch.arange(12, device=device)
+    positions, nearest = torch.stack([number % 4, number // 4], dim=-1)[None], number.repeat(10).view(1, 5, 2, 3, 4)
+    locations, attention, values, half_power = inputs
+    with dispatch.force(sampling=path):
+        out = sample(locations, attention, positions, values, nearest, half_power)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), inputs)]

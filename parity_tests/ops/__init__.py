@@ -1,0 +1,1 @@
+"""Tests of the operators, one file an operator, on every path."""
