@@ -355,3 +355,17 @@ def test_odd_class_lists_are_refused(tmp_path, classes, message):
     write_json(tmp_path / "classes.json", classes)
     with pytest.raises(UserError, match=message):
         open_source(tmp_path, "train")
+
+
+def test_sixty_thousand_classes_are_read(tmp_path):
+    def edit(value):
+        value["categories"] = [{"id": i, "name": f"class {i}"} for i in range(60_000)]
+
+    source = open_source(edited(tmp_path, edit), "train")
+    assert source.vocabulary.num_classes == 60_000 and source.load(1).labels.tolist() == [3]
+    (tmp_path / "a.json").unlink()
+    trees.ade20k(tmp_path / "ade", [bands(1)]).joinpath("objectInfo150.txt").write_bytes(
+        "Idx\tName\n1\tmür".encode("latin-1")
+    )
+    with pytest.raises(UserError, match="objectInfo150.txt is not in UTF-8"):
+        open_source(tmp_path / "ade", "train")
