@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import KIND, SEGMENTER, read_file
+from .checkpoint import KIND, SEGMENTER, TRAINED, read_file
 from .config import load_config, override
 from .distributed import Ranks
 from .errors import Parser, UserError, one_line, run_command
@@ -84,7 +84,7 @@ def open_predictor(checkpoint: str | None, config: str | None, official: str | N
     if checkpoint and official:
         raise UserError("give --checkpoint or --official, not both")
     if checkpoint:
-        state = read_file(Path(checkpoint), SEGMENTER)
+        state = read_file(Path(checkpoint), SEGMENTER, (*TRAINED, "vocabulary", "task"))
         settings = override(state["config"], overrides, Config)
         settings.model.init = settings.model.backbone_init = None
         model, vocabulary = build_model(settings), unpack_vocabulary(state["vocabulary"])

@@ -21,7 +21,7 @@ from .segmentation.config import Config
 from .segmentation.model import build_model
 from .segmentation.opening import open_sets
 from .segmentation.submission import create_writer
-from .segmentation.trainer import Segmentation, evaluate
+from .segmentation.trainer import Segmentation, class_names, evaluate
 
 
 def main(arguments: list[str]) -> int:
@@ -51,7 +51,7 @@ def judge(config: Config, results: str | None) -> int:
     ranks = Ranks(config.run.device)
     try:
         samples = open_sets(config)[1]
-        source = samples.source
+        source, model = samples.source, build_model(config, class_names(samples))
         tasks = config.judge.tasks or [source.task]
         writers = {task: create_writer(task, Path(results), source.vocabulary) for task in tasks} if results else {}
 
@@ -59,7 +59,7 @@ def judge(config: Config, results: str | None) -> int:
             for task, writer in writers.items():
                 writer.add(name, predictions[task])
 
-        values = evaluate(build_model(config).to(ranks.device), samples, config, ranks, note=note)
+        values = evaluate(model.to(ranks.device), samples, config, ranks, note=note)
         for writer in writers.values():
             writer.close(ranks)
     finally:
