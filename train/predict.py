@@ -152,7 +152,7 @@ def main(arguments: list[str]) -> int:
     pictures = find_pictures(Path(options.path), Path(options.out))
     weights = [Path(each) for each in (options.checkpoint, options.official) if each]
     outputs = Outputs(Path(options.out), [*pictures.values(), *weights])
-    if options.checkpoint and kind_of(options.checkpoint) == KIND:
+    if options.checkpoint and not options.official and kind_of(options.checkpoint) == KIND:
         return name_pictures(options.checkpoint, overrides, pictures, outputs)
     outputs.check(f"{name}.{kind}" for name in pictures for kind in ("png", "json"))
     predictor = open_predictor(options.checkpoint, options.config, options.official, overrides)

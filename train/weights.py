@@ -116,4 +116,5 @@ def kind_of(path: str) -> str | None:
         kind = fast.checkpoints.load(path).get("kind")
         return kind if isinstance(kind, str) else None
     except (ValueError, OSError, ImportError) as error:
-        raise UserError(f"{path}: {one_line(error)}") from error
+        reason = one_line(error)
+        raise UserError(reason if str(path) in reason else f"{path}: {reason}") from error
