@@ -18,9 +18,8 @@ MODEL = ("time, ms", "x Swin's", "x plain paths'", "memory, MiB", "x Swin's")
 GEOMETRY = ("time, ms", "share of the forward pass")
 OPERATOR = ("time, ms", "x plain paths'", "memory, MiB")
 INTRODUCTION = """`make bench` runs the parity tests, then measures. Every row with device, versions and commit is in
-[cpu.csv](cpu.csv) (those of a GPU will be in `gpu.csv`); these are some of them.
-
-![images a second over image size](throughput.png)"""
+[cpu.csv](cpu.csv) (those of a GPU will be in `gpu.csv`); these are some of them."""
+PICTURE = "![images a second over image size](throughput.png)"  # where sizes were measured one image at a time
 EXPLAINED = """Medians (least to most) of two visits, minutes apart. A ratio is the median of the ratios of pairs timed
 in turn: AFF-Tiny against timm's Swin-Tiny, AFF-Mini against timm's Swin of AFF-Mini's own widths, depths and MLP ratio
 (6.76 million parameters, as many as AFF-Mini), segmenters against transformers' Mask2Former with Swin-Tiny. Plain
@@ -55,6 +54,8 @@ def replace_block(text, block):
 def page(cpu, gpu):
     """Write the rows of a CPU and of a GPU as Markdown; says so where there are none."""
     parts = [INTRODUCTION] if cpu or gpu else []
+    if find([*cpu, *gpu], group="model", task="forward", batch=1):
+        parts.append(PICTURE)
     for rows, kind, title in ((cpu, "cpu", "CPU"), (gpu, "cuda", "GPU")):
         if rows:
             parts += [f"### {title}", said_of(rows), wished(rows, kind), EXPLAINED, *tables(rows)]

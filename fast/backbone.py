@@ -211,7 +211,9 @@ class AutoFocusFormer(nn.Module):
             return stage_geometry(positions, *arguments)
         key = (arguments, positions.device)
         if self._grid_geometry[0] != key or not self._grid_geometry[1].current:
-            self._grid_geometry = (key, stage_geometry(grid_positions(canvas, positions.device)[None], *arguments))
+            with torch.inference_mode(False):  # it is kept for training too
+                grid = grid_positions(canvas, positions.device)[None]
+                self._grid_geometry = (key, stage_geometry(grid, *arguments))
         return self._grid_geometry[1]
 
     def _position_dtype(self):

@@ -82,7 +82,7 @@ class Maker:
         """A checkpoint's content with a few things wrong."""
         weights = dict(draw.choice(self.weights))
         for _ in range(draw.choice([0, 1, 1, 2, 5])):
-            name = draw.choice(list(weights))
+            name = draw.choice([name for name in weights if isinstance(name, str)])
             change = draw.choice([self.drop, self.rename, self.replace, self.spoil])
             change(draw, weights, name)
         content = draw.choice(

@@ -13,7 +13,7 @@ import torch
 
 import fast.backbone
 from benchmarks import cases, measure, models, plot, results, run, table
-from benchmarks.cases import BACKWARD, SWIN, Case, Comparison
+from benchmarks.cases import BACKWARD, SWIN, SWIN_MINI, SWIN_SEGMENTER, Case, Comparison
 from fast.ops import dispatch
 from train.errors import UserError
 
@@ -33,7 +33,7 @@ def dictated(monkeypatch):
     """Nothing runs: a case is its own function, and its time and memory follow from its name."""
 
     def cost(case):
-        return 4.0 if case.plain else 0.5 if case.what == SWIN else 1.0
+        return 4.0 if case.plain else 0.5 if case.what in (SWIN, SWIN_MINI, SWIN_SEGMENTER) else 1.0
 
     monkeypatch.setattr(measure, "prepare", lambda case, device: case)
     monkeypatch.setattr(measure, "seconds", lambda case, device: cost(case))

@@ -210,7 +210,10 @@ def test_data_without_an_object_are_not_trained_on(tmp_path, edit, message, caps
         (lambda c: c["images"][1].update(id=1), "'images' list id 1 more than once .1 such ids.: if two files"),
         (lambda c: c["categories"][1].update(id=18), "'categories' list id 18 more than once"),
         (lambda c: c["categories"][1].update(name="dog"), "two classes named 'dog'"),
-        (lambda c: c["categories"][1].update(id="3"), "'categories' have ids that are numbers and ids that are text"),
+        (
+            lambda c: c["categories"][1].update(id="3"),
+            "a category's id must be a whole number, not in",
+        ),
         (lambda c: c["images"][1].update(id="3"), "'images' have ids that are numbers and ids that are text"),
         (lambda c: c["categories"][0].update(name=7), "entry 0 of 'categories' has name 7: it must be text in quotes"),
         (lambda c: c["categories"][0].update(name=None), "has name null: it must be text"),
@@ -355,3 +358,48 @@ def test_odd_class_lists_are_refused(tmp_path, classes, message):
     write_json(tmp_path / "classes.json", classes)
     with pytest.raises(UserError, match=message):
         open_source(tmp_path, "train")
+
+
+def test_sixty_thousand_classes_are_read(tmp_path):
+    def edit(value):
+        value["categories"] = [{"id": i, "name": f"class {i}"} for i in range(60_000)]
+
+    source = open_source(edited(tmp_path, edit), "train")
+    assert source.vocabulary.num_classes == 60_000 and source.load(1).labels.tolist() == [3]
+    (tmp_path / "a.json").unlink()
+    trees.ade20k(tmp_path / "ade", [bands(1)]).joinpath("objectInfo150.txt").write_bytes(
+        "Idx\tName\n1\tmür".encode("latin-1")
+    )
+    with pytest.raises(UserError, match="objectInfo150.txt is not in UTF-8"):
+        open_source(tmp_path / "ade", "train")
+
+
+def test_boxes_stand_for_masks_only_where_asked_and_it_is_said(tmp_path, capsys):
+    def edit(value):
+        value["annotations"][0].update(segmentation=[], bbox=[9.6, 5, 20.2, 20])
+        value["annotations"][1].pop("segmentation")
+        value["annotations"][1].update(bbox=[-5, 30, 100, 100])
+
+    path = edited(tmp_path, edit)
+    with pytest.raises(ImageError, match="its segmentation holds no polygon.*--data.boxes"):
+        open_source(path, "train").load(0)
+    source = open_source(path, "train", boxes=True)
+    assert np.array_equal(source.load(0).masks, [DRAWN])
+    below = np.zeros((40, 60), dtype=bool)
+    below[30:] = True
+    assert np.array_equal(source.load(1).masks, [below])
+    assert source.notes == ["2 of 2 objects have no outline: their boxes are taken for masks"]
+    train, _ = open_sets(config_of(path, path, boxes=True))
+    assert np.array_equal(train.source.load(0).masks, [DRAWN])
+    assert run_command(check_data, [str(path), "--boxes"]) == 0
+    assert "note: 2 of 2 objects have no outline: their boxes are taken" in capsys.readouterr().out
+    assert open_source(edited(tmp_path, lambda c: None), "train", boxes=True).notes == []
+
+
+@pytest.mark.parametrize(
+    "box", [None, [1, 2, 3], [1, 2, 3, "4"], [1, 2, float("nan"), 4], [1, 2, -3, 4], [1, 2, 1e9, 4]]
+)
+def test_odd_boxes_are_named(tmp_path, box):
+    path = edited(tmp_path, lambda c: c["annotations"][0].update(segmentation=None, bbox=box))
+    with pytest.raises(ImageError, match="annotation 1 of image 1: its (segmentation|box)"):
+        open_source(path, "train", boxes=True).load(0)

@@ -230,7 +230,7 @@ def test_classes_are_known_without_data():
         (["{}", "--checkpoint", "x.pt"], "no checkpoint x.pt"),
         (["{}", "--checkpoint", "a", "--official", "b"], "not both"),
         (["{}"], "name the weights"),
-        (["{}", "--checkpoint", "{}"], "damaged"),
+        (["{}", "--checkpoint", "{}"], "truncated or corrupted"),
         (["{}", "--checkpoint", "{}", "--task", "boxes"], "invalid choice: 'boxes'"),
     ],
 )

@@ -1,6 +1,8 @@
 """Folders and shards hold the same samples; bad images are named, counted and survived."""
 
 import io
+import re
+import tarfile
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from train.data import check_classes, open_samples
 from train.distributed import Ranks
 from train.errors import UserError
 from train.evaluation import evaluate
+from train.shards import Shards, expand, most_names
 
 # Loader processes are forked from a process that has threads; Python 3.12 warns of that, as torch's default does it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
@@ -223,3 +226,58 @@ def test_the_first_epochs_may_train_on_easier_digits_and_validation_never_does()
     assert grey.all() and len(np.unique(first)) < len(np.unique(later))  # flat grey, then a photograph with noise
     plain = open_samples(load_config("digits_smoke"), "val").source.load(7)[0]
     assert (np.asarray(open_samples(config, "val").source.load(7)[0]) == np.asarray(plain)).all()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{}/train-{{000..999999999}}.tar", "stands for more than 100,000 files"),
+        ("{}/{{0..9999}}{{0..9999}}{{0..9999}}.tar", "stands for more than 100,000 files"),
+        ("{}/" + "{{" + "{{a,b}}" * 40 + ",c}}", "stands for more than 100,000 files"),
+        ("{}/train-{{000..127.tar", "write such as train-{000..127}.tar"),
+    ],
+)
+def test_patterns_of_too_many_shards_and_odd_braces_are_refused(tmp_path, pattern, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        expand([pattern.format(tmp_path)])
+
+
+def test_a_pattern_s_names_are_counted_before_they_are_made():
+    assert [most_names(each) for each in ("a.tar", "{0..9}{a,b}", "{09..0..3}", "{a,b,{1..5}}")] == [1, 20, 4, 15]
+
+
+def sparse(archive):
+    """Add a sparse image in GNU's old form: a header whose type says so."""
+    member = tarfile.TarInfo("a.jpg")
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 0
+    archive.addfile(member)
+
+
+def member(name, content):
+    """Make a function that adds a file."""
+
+    def add(archive):
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([sparse, member("a.cls", b"0")], "a.jpg is a sparse file"),
+        ([member("a.jpg", b"1"), member("a.jpg", b"2"), member("a.cls", b"0")], "a.jpg is there twice"),
+        ([member("a.jpg", b"1"), member("a.png", b"2"), member("a.cls", b"0")], "a.png is there twice"),
+        ([member("a.jpg", b"1"), member("a.cls", b"9" * 30)], "not the number of a class"),
+        ([member("a.jpg", b"1"), member("a.cls", b"-1")], "holds b'-1', not the number of a class"),
+        ([member("a.jpg", b"1"), member("a.cls", "é".encode("latin-1"))], "not the number of a class"),
+    ],
+)
+def test_odd_shards_are_refused(tmp_path, members, message):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        for add in members:
+            add(archive)
+    with pytest.raises(UserError, match=message):
+        Shards([str(tmp_path / "a.tar")], 1, 10)

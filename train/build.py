@@ -23,12 +23,14 @@ def seed_everything(seed: int, rank: int) -> None:
     torch.manual_seed(seed * 10007 + rank)
 
 
-def build_model(config: Config) -> nn.Module:
+def build_model(config: Config, classes: list[str] | None = None) -> nn.Module:
     """Create the config's network, with the weights it starts from.
 
     Parameters
     ----------
     config : Config
+    classes : list of str, optional
+        Names of the data's classes, by which those of the weights are found.
 
     Returns
     -------
@@ -49,7 +51,7 @@ def build_model(config: Config) -> nn.Module:
     except (TypeError, ValueError) as error:
         raise UserError(f"model: {one_line(error)}") from error
     if section.init:
-        load_initial(model, section.init)
+        load_initial(model, section.init, classes)
     if section.grad_checkpointing:
         model.set_grad_checkpointing(True)
     return model

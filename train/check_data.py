@@ -52,11 +52,11 @@ def open_splits(options) -> dict:
     path, kind = Path(options.path), options.kind or guess(Path(options.path))
     images = Path(options.images) if options.images else None
     if path.suffix == ".json":
-        return {path.stem: open_source(path, "train", options.task, kind, images)}
+        return {path.stem: open_source(path, "train", options.task, kind, images, boxes=options.boxes)}
     sources, missing = {}, []
     for split in ("train", "val"):
         try:
-            sources[split] = open_source(path, split, options.task, kind, images)
+            sources[split] = open_source(path, split, options.task, kind, images, boxes=options.boxes)
         except UserError as error:
             missing.append(f"{split}: {error}")
     if not sources:
@@ -73,6 +73,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kind", choices=KINDS, help="layout, if it is not to be guessed")
     parser.add_argument("--task", choices=TASKS, help="what to read; default: the richest there is")
     parser.add_argument("--images", help="folder of a json's pictures")
+    parser.add_argument("--boxes", action="store_true", help="objects without an outline have their box for a mask")
     parser.add_argument("--limit", type=int, help="pictures of each split to look at, spread evenly; default: all")
     options = parser.parse_args(arguments)
     if options.limit is not None and options.limit < 1:

@@ -1,6 +1,7 @@
 """Classification as a task of the common machinery."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,6 +14,13 @@ from .data import Batch, Samples, check_classes, open_samples
 from .evaluation import evaluate
 from .run import Run
 from .task import Task
+from .weights import other_classes
+
+
+def class_names(samples: Samples) -> list[str] | None:
+    """Give the names of the classes in the order of their numbers; None where the data have numbers only."""
+    names = getattr(samples.source, "classes", None)
+    return list(names) if names else None
 
 
 class Classification(Task):
@@ -36,7 +44,7 @@ class Classification(Task):
 
     def build_model(self, config: Config, train_set: Samples) -> nn.Module:
         """Make the config's network."""
-        return build_model(config)
+        return build_model(config, class_names(train_set))
 
     def build_optimizer(self, model: nn.Module, config: Config) -> torch.optim.Optimizer:
         """Make AdamW."""
@@ -75,6 +83,16 @@ class Classification(Task):
     def place(self, run: Run) -> tuple[str, int]:
         """Count updates within the epoch."""
         return f"epoch {run.epoch + 1}, update {run.step}", run.updates
+
+    def facts(self, run: Run) -> dict:
+        """Keep the names of the classes, where the data have any."""
+        return {"classes": class_names(run.train_set)}
+
+    def check_classes(self, run: Run, state: dict, path: Path) -> None:
+        """Refuse other names, or the same in another order."""
+        known, wanted = state.get("classes"), class_names(run.train_set)
+        if known and wanted and known != wanted:
+            raise other_classes(path, known, wanted, "go on with the same data, or start anew from --model.init")
 
     def targets(self, run: Run, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Move images and labels to the device, and mix them."""

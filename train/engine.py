@@ -18,7 +18,7 @@ from .checkpoint import LAST
 from .classification import Classification
 from .config import Section
 from .distributed import Ranks
-from .errors import Interrupted, UserError
+from .errors import Interrupted, UserError, writing
 from .evaluation import autocast
 from .log import Log, Pace
 from .run import Run
@@ -54,7 +54,7 @@ def train(config: Section, resume: Path | None = None, task: Task | None = None)
         run = Run(config, ranks, task or Classification(config))
         if resume:
             run.restore(resume)
-        log = Log(run.folder, ranks.first, config.run.tensorboard, run.done)
+        log = Log(run.folder, ranks.first, config.run.tensorboard, run.done, run.owed)
         introduce(run, log, resume)
         with run.stop.listening():
             fit(run, log)
@@ -83,21 +83,29 @@ def introduce(run: Run, log: Log, resume: Path | None) -> None:
 
 def fit(run: Run, log: Log) -> None:
     """Train the epochs that are left, evaluating and saving after each."""
-    every = run.task.epochs_between(run.config)
     pace = Pace(run.total - run.done, run.config.run.total_batch)
+    if run.owed:
+        conclude(run, log)
     while run.done < run.total:
         pace.resume()
         train_epoch(run, log, pace)
         pace.pause()
-        if (run.epoch + 1) % every == 0 or run.done >= run.total:
-            judge(run, log)
+        conclude(run, log)
+
+
+def conclude(run: Run, log: Log) -> None:
+    """Make the evaluation that an epoch's end owes, if it does, and save."""
+    if run.owed:
+        judge(run, log)
+        run.owed = False
+    if run.at_end:
         run.epoch, run.step = run.epoch + 1, 0
-        run.save()
+    run.save()
 
 
 def train_epoch(run: Run, log: Log, pace: Pace) -> None:
     """Make the updates that are left of an epoch."""
-    section = run.config.run
+    section, every = run.config.run, run.task.epochs_between(run.config)
     keys = run.task.keys(run)
     set_training(run.model, section.batch_norm)
     log.start_bar(*run.task.place(run), run.step)
@@ -107,6 +115,7 @@ def train_epoch(run: Run, log: Log, pace: Pace) -> None:
         rate = run.rate
         loss, norm, stopped = update(run, pieces)
         run.step += 1
+        run.owed = run.at_end and ((run.epoch + 1) % every == 0 or run.done == run.total)
         pace.step()
         log.advance(loss=f"{loss:.3f}", lr=f"{rate:.2e}", images_s=f"{pace.images_per_second:.1f}", left=pace.time_left)
         if run.done % section.log_every == 0 or run.step == run.updates or run.done == run.total:
@@ -174,7 +183,8 @@ def not_finite(run: Run, what: str, value: float, pieces: list) -> UserError:
     path = run.folder / "not_finite.json"
     report = {"what": what, "value": str(value), "epoch": run.epoch, "step": run.step, "lr": run.rate, "images": images}
     if run.ranks.first:
-        path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        with writing(path):
+            path.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return UserError(
         f"{what} is {value} at {run.task.place(run)[0]} (learning rate {run.rate:g}); nothing was "
         f"updated; the batch's images are listed in {path}; try a lower --optim.lr or --run.amp off"

@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -75,6 +77,15 @@ def run_command(main, arguments=None) -> int:
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def writing(path: Path):
+    """Turn an operating system's refusal to write into a UserError that names the file or folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def one_line(error) -> str:

@@ -10,13 +10,14 @@ from pathlib import Path
 from torch import nn
 
 from .build import build_model
-from .checkpoint import read_file
+from .checkpoint import TRAINED, read_file
+from .classification import class_names
 from .config import Config, load_config, override
-from .data import open_samples
+from .data import Samples, open_samples
 from .distributed import Ranks
 from .errors import Parser, UserError, run_command
 from .evaluation import evaluate
-from .weights import load_strictly, read_official, weights_of
+from .weights import head_of, load_strictly, other_classes, places_of, read_official, renumber, weights_of
 
 
 def open_trained(checkpoint: str | None, config: str | None, official: str | None, overrides: list[str] = ()):
@@ -36,14 +37,17 @@ def open_trained(checkpoint: str | None, config: str | None, official: str | Non
     Returns
     -------
     model : Module
+        With ``class_names``, those of the data that it was trained on, or None where they are not known.
     config : Config
     """
     if checkpoint and official:
         raise UserError("give --checkpoint or --official, not both")
     if checkpoint:
-        state = read_file(Path(checkpoint))
+        state = read_file(Path(checkpoint), needs=TRAINED)
         settings = load_config(config, overrides) if config else override(state["config"], overrides)
-        return with_weights(settings, weights_of(state), checkpoint)
+        model, settings = with_weights(settings, weights_of(state), checkpoint)
+        model.class_names = state.get("classes")
+        return model, settings
     if not (config and official):
         raise UserError("name what to evaluate: --checkpoint FILE, or --config NAME with --official FILE")
     return with_weights(load_config(config, overrides), read_official(official), official)
@@ -54,7 +58,21 @@ def with_weights(config: Config, weights: dict, path: str) -> tuple[nn.Module, C
     config.model.init = None
     model = build_model(config)
     load_strictly(model, weights, path)
+    model.class_names = None
     return model, config
+
+
+def match_classes(model: nn.Module, samples: Samples, path: str) -> None:
+    """Renumber a trained classifier as some data number the same names; refuse data with other names."""
+    wanted, known = class_names(samples), model.class_names
+    if not (wanted and known):
+        return
+    places = places_of(wanted, known)
+    if places is None:
+        raise other_classes(path, known, wanted, "name the class folders as they were named in training")
+    weights = model.state_dict()
+    renumber(weights, head_of(model), places)
+    model.load_state_dict(weights)
 
 
 def main(arguments: list[str]) -> int:
@@ -67,7 +85,9 @@ def main(arguments: list[str]) -> int:
     model, config = open_trained(options.checkpoint, options.config, options.official, overrides)
     ranks = Ranks(config.run.device)
     try:
-        result = evaluate(model.to(ranks.device), open_samples(config, "val"), config, ranks)
+        samples = open_samples(config, "val")
+        match_classes(model, samples, options.checkpoint)
+        result = evaluate(model.to(ranks.device), samples, config, ranks)
     finally:
         ranks.close()
     if not result:

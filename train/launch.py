@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .checkpoint import BEST, LAST, PREVIOUS, read_file
 from .config import Config, Section, help_text
-from .errors import Parser, UserError
+from .errors import Parser, UserError, writing
 
 HARMLESS = {f"run.{key}" for key in ("output", "device", "threads", "log_every", "save_every", "tensorboard")}
 
@@ -63,15 +63,16 @@ def find_resume(options: argparse.Namespace, config: Section) -> Path | None:
 
 def clear(folder: Path) -> None:
     """Remove an earlier run's checkpoints and log."""
-    for name in (LAST, PREVIOUS, BEST, "log.jsonl"):
-        (folder / name).unlink(missing_ok=True)
+    with writing(folder):
+        for name in (LAST, PREVIOUS, BEST, "log.jsonl"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def differences(config: Section, path: Path, kind: str) -> list[str]:
     """List the keys in which a config differs from a checkpoint's, those that change no result left out."""
-    now, then = config.model_dump(mode="json"), read_file(path, kind)["config"]
+    now, then = config.model_dump(mode="json"), read_file(path, kind, ("config",))["config"]
     return [
-        f"{section}.{key} was {then[section].get(key)}, is {value}"
+        f"{section}.{key} was {then.get(section, {}).get(key)}, is {value}"
         for section, values in now.items()
         for key, value in values.items()
         if f"{section}.{key}" not in HARMLESS | {"data.workers"} and then.get(section, {}).get(key) != value

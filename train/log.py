@@ -1,11 +1,15 @@
 """What a run says: a progress bar or sparse lines, ``log.jsonl``, and TensorBoard."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
 from tqdm import tqdm
+
+from .checkpoint import remove_drafts
+from .errors import writing
 
 
 class Log:
@@ -21,16 +25,27 @@ class Log:
         Write TensorBoard files if the package is there.
     update : int
         Updates done so far; lines of a killed run that lie beyond are dropped.
+    owed : bool
+        Whether the evaluation after that update will be made again.
+
+    Raises
+    ------
+    UserError
+        The folder cannot be made or written in.
     """
 
-    def __init__(self, folder: Path, active: bool, tensorboard: bool, update: int):
+    def __init__(self, folder: Path, active: bool, tensorboard: bool, update: int, owed: bool = False):
         self.active, self.folder, self.writer, self.bar = active, folder, None, None
         if not active:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        drop_beyond(folder / "log.jsonl", update)
-        if tensorboard:
-            self.writer = open_tensorboard(folder, update)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_drafts(folder)
+            damaged = drop_beyond(folder / "log.jsonl", update, owed)
+            if tensorboard:
+                self.writer = open_tensorboard(folder, update)
+        if damaged:
+            self.say(f"note: {damaged} damaged line(s) of {folder / 'log.jsonl'} were cut")
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
@@ -52,11 +67,12 @@ class Log:
         """
         if not self.active:
             return
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "update": update, **values}) + "\n")
-        for name, value in values.items():
-            if self.writer and isinstance(value, float):
-                self.writer.add_scalar(f"{kind}/{name}", value, update)
+        with writing(self.folder / "log.jsonl"):
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": kind, "update": update, **values}) + "\n")
+            for name, value in values.items():
+                if self.writer and isinstance(value, float):
+                    self.writer.add_scalar(f"{kind}/{name}", value, update)
 
     def start_bar(self, place: str, updates: int, done: int) -> None:
         """Show a progress bar over ``updates`` of which ``done`` are done, on a terminal only."""
@@ -87,18 +103,46 @@ def open_tensorboard(folder: Path, update: int):
     return SummaryWriter(str(folder / "tensorboard"), purge_step=update + 1 if update else None)
 
 
-def drop_beyond(path: Path, update: int) -> None:
-    """Cut log lines of updates that a killed run made after its last checkpoint."""
+def drop_beyond(path: Path, update: int, owed: bool = False) -> int:
+    """Cut log lines of what a killed run did after its last checkpoint, and lines that are damaged.
+
+    Parameters
+    ----------
+    path : Path
+    update : int
+        Updates done so far.
+    owed : bool
+        Whether the evaluation after that update will be made again: its line is cut, too.
+
+    Returns
+    -------
+    int
+        Damaged lines.
+    """
     if not path.is_file():
-        return
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if json.loads(line)["update"] <= update:
-                lines.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue
-    path.write_text("".join(lines), encoding="utf-8")
+        return 0
+    kept, damaged = [], 0
+    for line in path.read_bytes().splitlines():
+        found = read_line(line)
+        damaged += found is None
+        if found and (
+            found["update"] < update or (found["update"] == update and not (owed and found["kind"] == "eval"))
+        ):
+            kept.append(line + b"\n")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_bytes(b"".join(kept))
+    os.replace(draft, path)
+    return damaged
+
+
+def read_line(line: bytes) -> dict | None:
+    """Read a line of log.jsonl; None for anything else."""
+    try:
+        found = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    plain = isinstance(found, dict) and type(found.get("update")) is int and isinstance(found.get("kind"), str)
+    return found if plain else None
 
 
 class Pace:

@@ -1,11 +1,12 @@
-"""Segment pictures with a trained segmenter.
+"""Segment pictures with a trained segmenter, or name what they show with a trained classifier.
 
     python -m train.predict PICTURE_OR_FOLDER --checkpoint outputs/demo/best.pt --out predictions
     python -m train.predict PICTURE_OR_FOLDER --official WEIGHTS --config ade20k_mini --out predictions
 
-For each picture: NAME.png, the overlay with names and scores and beside it the tokens kept, and NAME.json, the segments
-with COCO's run lengths. Nothing is written over an input, or over a file that is not as we wrote it. Exit code 1 if a
-picture could not be read.
+A segmenter writes for each picture NAME.png, the overlay with names and scores and beside it the tokens kept, and
+NAME.json, the segments with COCO's run lengths; a classifier prints the picture's class and writes NAME.json, the five
+best. Nothing is written over an input, or over a file that is not as we wrote it. Exit code 1 if a picture could not be
+read.
 """
 
 import json
@@ -17,12 +18,13 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import SEGMENTER, read_file
+from .checkpoint import KIND, SEGMENTER, TRAINED, read_file
 from .config import load_config, override
 from .distributed import Ranks
 from .errors import Parser, UserError, one_line, run_command
 from .evaluation import autocast
 from .outputs import Outputs
+from .predict_class import name_pictures
 from .reading import ImageError, describe_unread, list_pictures
 from .segmentation.augment import EvalTransform
 from .segmentation.config import Config
@@ -34,7 +36,7 @@ from .segmentation.pictures import read_picture
 from .segmentation.tokens import find_tokens
 from .segmentation.types import TASKS, Vocabulary
 from .show import as_png
-from .weights import weights_of
+from .weights import kind_of, weights_of
 
 
 @dataclass
@@ -82,7 +84,7 @@ def open_predictor(checkpoint: str | None, config: str | None, official: str | N
     if checkpoint and official:
         raise UserError("give --checkpoint or --official, not both")
     if checkpoint:
-        state = read_file(Path(checkpoint), SEGMENTER)
+        state = read_file(Path(checkpoint), SEGMENTER, (*TRAINED, "vocabulary", "task"))
         settings = override(state["config"], overrides, Config)
         settings.model.init = settings.model.backbone_init = None
         model, vocabulary = build_model(settings), unpack_vocabulary(state["vocabulary"])
@@ -140,7 +142,7 @@ def main(arguments: list[str]) -> int:
     """Run the command."""
     parser = Parser("train.predict", __doc__, "overrides: as python -m train.segment --help lists them")
     parser.add_argument("path", help="a picture, or a folder of pictures")
-    parser.add_argument("--checkpoint", help="file of train.segment: last.pt or best.pt")
+    parser.add_argument("--checkpoint", help="file of train.segment or train.classify: last.pt or best.pt")
     parser.add_argument("--official", help="official segmenter, for the model of --config")
     parser.add_argument("--config", help="a config's name or YAML file, with --official; a checkpoint brings its own")
     parser.add_argument("--task", choices=TASKS, help="default: what the network was trained for")
@@ -150,6 +152,8 @@ def main(arguments: list[str]) -> int:
     pictures = find_pictures(Path(options.path), Path(options.out))
     weights = [Path(each) for each in (options.checkpoint, options.official) if each]
     outputs = Outputs(Path(options.out), [*pictures.values(), *weights])
+    if options.checkpoint and not options.official and kind_of(options.checkpoint) == KIND:
+        return name_pictures(options.checkpoint, overrides, pictures, outputs)
     outputs.check(f"{name}.{kind}" for name in pictures for kind in ("png", "json"))
     predictor = open_predictor(options.checkpoint, options.config, options.official, overrides)
     options.task = options.task or predictor.task

@@ -11,10 +11,10 @@ from torch import nn
 
 from .batches import BadImages, accumulation
 from .build import seed_everything, set_batch_norm
-from .checkpoint import BEST, LAST, random_states, read_file, set_random_states, write_file
+from .checkpoint import BEST, LAST, RESUMED, random_states, read_file, set_optimizer, set_random_states, write_file
 from .config import Section
 from .distributed import Ranks
-from .errors import UserError
+from .errors import UserError, one_line
 from .task import Task
 from .weights import load_strictly
 
@@ -58,6 +58,8 @@ class Run:
         Epochs done, and updates done in the next one.
     best : float
         Best score so far.
+    owed : bool
+        Whether the evaluation that belongs after the last update is still to be made.
     last : dict
         The last evaluation's numbers, as in log.jsonl.
     """
@@ -68,6 +70,7 @@ class Run:
     epoch: int = 0
     step: int = 0
     best: float = 0.0
+    owed: bool = False
     last: dict = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
 
@@ -96,6 +99,11 @@ class Run:
         return min(self.total, self.epoch * self.updates) + self.step
 
     @property
+    def at_end(self) -> bool:
+        """Whether all updates of the epoch are made."""
+        return self.step == self.updates or self.done == self.total
+
+    @property
     def folder(self) -> Path:
         """Where checkpoints and logs go."""
         return Path(self.config.run.output)
@@ -119,7 +127,8 @@ class Run:
     def where(self) -> dict:
         """Say what a checkpoint is, of which run, and from when."""
         config = self.config.model_dump(mode="json")
-        place = {"kind": self.task.kind, "config": config, "epoch": self.epoch, "step": self.step}
+        place = {"kind": self.task.kind, "config": config, "epoch": self.epoch, "step": self.step, "owed": self.owed}
+        place["images"] = len(self.train_set)
         return place | self.task.facts(self)
 
     def save(self) -> None:
@@ -135,16 +144,36 @@ class Run:
             write_file(self.folder / BEST, self.where() | weights)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        Raises
+        ------
+        UserError
+            Damaged, of another network, or further than this run goes.
+        """
         state = read_file(path, self.task.kind)
         if "optimizer" not in state:
             raise UserError(f"{path} holds weights only: resume from {LAST}, or start from it by --model.init {path}")
+        state = read_file(path, self.task.kind, (*RESUMED, *self.task.needs))
+        self.task.check_classes(self, state, path)
         load_strictly(self.model, state["model"], path)
         if self.ema and state["ema"]:
-            self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        (self.epoch, self.step), self.best = self.task.restore_place(self, state), state["best"]
+            load_strictly(self.ema.module, state["ema"], path)
+        try:
+            set_optimizer(self.optimizer, state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            if self.ranks.rank < len(state["random"]):
+                set_random_states(state["random"][self.ranks.rank])
+        except (UserError, RuntimeError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: {one_line(error)}") from error
+        self.best, self.owed = state["best"], state.get("owed", False)
+        self.epoch, self.step = self.task.restore_place(self, state)
+        if self.step > self.updates or self.done > self.total:
+            raise UserError(
+                f"{path} was saved at {self.task.place(self)[0]}, but there are {self.updates} updates in an epoch and "
+                f"{self.total} in all now: go on with as many images, the same --run.total_batch and as long a "
+                f"schedule, or start from its weights by --model.init {path}"
+            )
+        if self.owed and not self.step and self.epoch:  # the evaluation at an epoch's end comes before the next epoch
+            self.epoch, self.step = self.epoch - 1, self.updates
         self.scheduler.step_update(self.done)  # the schedule has no memory: updates done and the config say all
-        if self.ranks.rank < len(state["random"]):
-            set_random_states(state["random"][self.ranks.rank])

@@ -21,7 +21,7 @@ from .segmentation.config import Config
 from .segmentation.model import build_model
 from .segmentation.opening import open_sets
 from .segmentation.submission import create_writer
-from .segmentation.trainer import Segmentation, evaluate
+from .segmentation.trainer import Segmentation, class_names, evaluate
 
 
 def main(arguments: list[str]) -> int:
@@ -51,7 +51,7 @@ def judge(config: Config, results: str | None) -> int:
     ranks = Ranks(config.run.device)
     try:
         samples = open_sets(config)[1]
-        source = samples.source
+        source, model = samples.source, build_model(config, class_names(samples))
         tasks = config.judge.tasks or [source.task]
         writers = {task: create_writer(task, Path(results), source.vocabulary) for task in tasks} if results else {}
 
@@ -59,7 +59,7 @@ def judge(config: Config, results: str | None) -> int:
             for task, writer in writers.items():
                 writer.add(name, predictions[task])
 
-        values = evaluate(build_model(config).to(ranks.device), samples, config, ranks, note=note)
+        values = evaluate(model.to(ranks.device), samples, config, ranks, note=note)
         for writer in writers.values():
             writer.close(ranks)
     finally:
@@ -72,10 +72,21 @@ def judge(config: Config, results: str | None) -> int:
 
 
 def print_scores(values: dict) -> None:
-    """Print an evaluation's numbers, one a line."""
+    """Print an evaluation's numbers, one a line, then those of each class, a class a line."""
     for name, value in values.items():
         if name not in ("score", "per_class"):
-            print(f"{name:16} {value if isinstance(value, int) else '-' if value is None else f'{value:.2f}'}")
+            print(f"{name:16} {shown(value)}")
+    classes = values.get("per_class") or {}
+    columns = list(dict.fromkeys(key for each in classes.values() for key in each))
+    rows = {name: [shown(each.get(column)) for column in columns] for name, each in classes.items()}
+    width = max(map(len, ["class", *rows]))
+    for name, cells in [("class", columns), *rows.items()] if rows else ():
+        print("  ".join([f"{name:{width}}", *(f"{cell:>7}" for cell in cells)]))
+
+
+def shown(value: float | int | None) -> str:
+    """Write a number: counts as they are, scores with two places, a dash for none."""
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
 if __name__ == "__main__":

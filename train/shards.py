@@ -7,6 +7,7 @@ permuted, and images shuffled within blocks of a few shards, so that disks read 
 """
 
 import io
+import re
 import tarfile
 from glob import glob
 from pathlib import Path
@@ -17,6 +18,9 @@ from braceexpand import braceexpand
 from .errors import UserError, one_line
 from .reading import open_rgb
 
+MOST_SHARDS = 100_000  # of one pattern
+LONGEST_NUMBER = 18  # bytes of a .cls
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm")
 
 
@@ -84,12 +88,35 @@ def expand(patterns: list[str]) -> list[str]:
     paths = []
     for pattern in patterns:
         found = []
-        for name in braceexpand(pattern):
+        try:
+            if most_names(pattern) > MOST_SHARDS:
+                raise ValueError(f"it stands for more than {MOST_SHARDS:,} files")
+            names = list(braceexpand(pattern))
+        except ValueError as error:
+            raise UserError(
+                f"shard pattern {pattern}: {one_line(error)}; write such as train-{{000..127}}.tar"
+            ) from error
+        for name in names:
             found += sorted(glob(f"{name}/*.tar") if Path(name).is_dir() else glob(name))
         if not found:
             raise UserError(f"no shards at {pattern}: expected .tar files, or a folder of them")
         paths += found
     return paths
+
+
+def most_names(pattern: str) -> int:
+    """Give a bound on the names that a pattern stands for, without making them: the product over its braces."""
+    count, commas = 1, []
+    for start, end, step in RANGE.findall(pattern):
+        count *= abs(int(end) - int(start)) // max(1, abs(int(step or 1))) + 1
+    for character in pattern:
+        if character == "{":
+            commas.append(0)
+        elif character == "," and commas:
+            commas[-1] += 1
+        elif character == "}" and commas:
+            count *= commas.pop() + 1
+    return count
 
 
 def read_index(path: str):
@@ -105,17 +132,21 @@ def read_index(path: str):
     places : ndarray of int64, shape (n, 3)
         Offset and size in bytes of each image, and its class.
     """
-    images, labels = {}, {}
     if not Path(path).is_file():
         raise UserError(f"shard {path} is no file: remove it")
+    images, labels = {}, {}
     try:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
                 key, kind = split_key(member.name)
-                if member.isfile() and kind in IMAGES:
+                if not member.isfile() or kind not in (*IMAGES, "cls"):
+                    continue
+                if member.issparse() or key in (labels if kind == "cls" else images):
+                    raise ValueError(f"{member.name} is {'a sparse file' if member.issparse() else 'there twice'}")
+                if kind == "cls":
+                    labels[key] = read_class(shard.extractfile(member), member)
+                else:
                     images[key] = member.offset_data, member.size
-                elif member.isfile() and kind == "cls":
-                    labels[key] = int(shard.extractfile(member).read())
     except (tarfile.TarError, ValueError, OSError, EOFError) as error:
         raise UserError(f"cannot read shard {path}: {one_line(error)}") from error
     missing = images.keys() ^ labels.keys()
@@ -123,6 +154,14 @@ def read_index(path: str):
         lacking = f"sample {min(missing)} lacks its image or its .cls" if missing else "no samples"
         raise UserError(f"shard {path}: {lacking}; expected pairs key.jpg and key.cls")
     return list(images), np.array([(*images[key], labels[key]) for key in images], dtype=np.int64)
+
+
+def read_class(file, member: tarfile.TarInfo) -> int:
+    """Read a class number."""
+    text = file.read(LONGEST_NUMBER + 1)
+    if not text.strip().isdigit() or len(text) > LONGEST_NUMBER:
+        raise ValueError(f"{member.name} holds {text!r}, not the number of a class")
+    return int(text)
 
 
 def split_key(name: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,10 +26,13 @@ class Task(ABC):
         What its checkpoints call themselves.
     command : str
         The command that trains it, as in ``python -m command``.
+    needs : tuple of str
+        Fields that its checkpoints must have besides those that all have.
     """
 
     kind: str
     command: str
+    needs: tuple[str, ...] = ()
 
     @abstractmethod
     def open_sets(self, config: Section) -> tuple[Samples, Samples]:
@@ -81,6 +85,10 @@ class Task(ABC):
     def facts(self, run: Run) -> dict:
         """What a checkpoint must say besides its config and weights, as plain containers."""
         return {}
+
+    @abstractmethod
+    def check_classes(self, run: Run, state: dict, path: Path) -> None:
+        """Refuse to go on from the checkpoint of a run whose data had other classes, or numbered them differently."""
 
     def share(self, run: Run, pieces: list) -> list:
         """Tell the pieces of an update what they must know of each other; every rank calls it."""

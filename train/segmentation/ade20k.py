@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..reading import list_pictures
+from .coco_json import read_text
 from .ids import IdSource, IdTable
 from .types import ClassInfo, Vocabulary
 
@@ -45,7 +46,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 def read_names(path: Path) -> dict[int, str]:
     """Read the first of each class's names from columns Idx and Name, apart by tabs."""
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [line.split("\t") for line in read_text(path, "take the data set's").splitlines() if line.strip()]
     try:
         columns = [cell.strip() for cell in rows[0]]
         number, name = columns.index("Idx"), columns.index("Name")

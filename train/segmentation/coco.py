@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import UserError, one_line
 from .coco_json import flag, other_type, read_json, read_vocabulary, shown, text
 from .coco_layouts import find_pictures
-from .coco_masks import to_mask
+from .coco_masks import box_to_mask, to_mask
 from .ids import distinct, split, unknown_ids
 from .pictures import DataError, check_size, read_picture, read_segment_ids
 from .types import Sample, Vocabulary
@@ -41,6 +41,7 @@ class CocoSource:
 
     task: str
     masks: Path | None = None
+    notes: list[str] = []
 
     def __init__(self, path: Path, pictures: Path | None, vocabulary: Vocabulary | None, skip_empty: bool):
         content = read_json(path)
@@ -52,6 +53,7 @@ class CocoSource:
         for annotation in content["annotations"]:
             grouped.get(annotation["image_id"], []).append(annotation)
         self.objects = sum(self.has_object(annotation) for own in grouped.values() for annotation in own)
+        self.outlined = sum(bool(a.get("segmentation")) for own in grouped.values() for a in own)
         self.annotated = sum(map(len, grouped.values()))
         self.images = [i for i in content["images"] if not skip_empty or any(map(self.has_object, grouped[i["id"]]))]
         if not self.images:
@@ -147,12 +149,26 @@ class CocoSource:
 
 
 class InstanceSource(CocoSource):
-    """Objects with polygons or run lengths; parameters as for CocoSource."""
+    """Objects with polygons or run lengths.
+
+    Parameters
+    ----------
+    path, pictures, vocabulary, skip_empty
+        As for CocoSource.
+    boxes : bool
+        Whether the box of an object without an outline is taken for its mask.
+    """
 
     task = "instance"
 
-    def __init__(self, path: Path, pictures: Path | None = None, vocabulary=None, skip_empty: bool = False):
+    def __init__(
+        self, path: Path, pictures: Path | None = None, vocabulary=None, skip_empty: bool = False, boxes: bool = False
+    ):
         super().__init__(path, pictures, vocabulary, skip_empty)
+        self.boxes = boxes
+        if boxes and self.outlined < self.annotated:
+            count = f"{self.annotated - self.outlined} of {self.annotated} objects have no outline"
+            self.notes = [f"{count}: their boxes are taken for masks"]
 
     @staticmethod
     def holds_object(annotation: dict) -> bool:
@@ -176,13 +192,17 @@ class InstanceSource(CocoSource):
     def draw(self, annotation: dict, index: int) -> np.ndarray:
         """Draw one annotation, or name the broken one."""
         image = self.images[index]
+        outline, size = annotation.get("segmentation"), (image["height"], image["width"])
         try:
-            return to_mask(annotation.get("segmentation"), image["height"], image["width"])
+            if self.boxes and not outline:
+                return box_to_mask(annotation.get("bbox"), *size)
+            return to_mask(outline, *size)
         except (ValueError, TypeError) as error:
+            hint = ", or pass --data.boxes true (check_data: --boxes) to take its box" if not outline else ""
             raise DataError(
                 "broken polygon or run lengths",
                 f"{self.path}: annotation {shown(annotation.get('id'))} of image {image['id']}: {one_line(error)}; "
-                f"correct or remove it",
+                f"correct or remove it{hint}",
             ) from error
 
 

@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict:
             if not isinstance(entry, dict):
                 raise UserError(f"{path}: entry {place} of {key!r} is no object: complete or remove it")
     images = [read_image(entry, f"{path}: entry {i} of 'images'") for i, entry in enumerate(content["images"])]
-    readers = {"id": identity, "name": text}
+    readers = {"id": class_number, "name": text}
     categories = [
         {**entry, **{key: field(entry, key, readers[key], f"{path}: entry {i} of 'categories'") for key in readers}}
         for i, entry in enumerate(content["categories"])
@@ -116,6 +116,11 @@ def shown(value) -> str:
 def identity(value) -> int | str:
     """Take an id: a whole number, or text."""
     return text(value) if isinstance(value, str) else whole(value, "an id must be a whole number or text")
+
+
+def class_number(value) -> int:
+    """Take a category's id."""
+    return whole(value, "a category's id must be a whole number, not in quotes")
 
 
 def whole(value, message: str) -> int:

@@ -4,6 +4,8 @@ pycocotools trusts what it is given: a coordinate that is not finite takes all m
 up to the picture leave pixels undefined. So both are checked first.
 """
 
+import math
+
 import numpy as np
 from pycocotools import mask as coco
 
@@ -36,6 +38,26 @@ def to_mask(segmentation, height: int, width: int) -> np.ndarray:
     for polygon in segmentation:
         check_polygon(polygon, height, width)
     return decode(coco.merge(coco.frPyObjects(segmentation, height, width)), height, width)
+
+
+def box_to_mask(box, height: int, width: int) -> np.ndarray:
+    """Draw a box [x, y, width, height], which may reach out of the picture: the pixels whose centres are in it.
+
+    Raises
+    ------
+    ValueError
+        It is no box, or one far outside the picture.
+    """
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+        raise ValueError("its box is no list of x, y, width and height")
+    mask = np.zeros((height, width), dtype=bool)
+    spans = []
+    for start, length, side in ((box[1], box[3], height), (box[0], box[2], width)):
+        if not (-side <= start <= 2 * side and 0 <= length <= 3 * side):
+            raise ValueError(f"its box of {str(length)[:20]} from {str(start)[:20]} is far outside the picture")
+        spans.append(slice(max(0, math.ceil(start - 0.5)), max(0, math.ceil(start + length - 0.5))))
+    mask[tuple(spans)] = True
+    return mask
 
 
 def check_polygon(polygon, height: int, width: int) -> None:

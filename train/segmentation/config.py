@@ -35,6 +35,7 @@ class Data(Section):
     task: Literal["semantic", "instance", "panoptic"] | None = Field(None, description="null: the richest there is")
     images: Folders = Field([], description="folder of a COCO json's pictures, or two: to train, to validate")
     skip_empty: bool = Field(False, description="COCO: train on pictures with objects only")
+    boxes: bool = Field(False, description="COCO: objects without an outline have their box for a mask")
     resize: Literal["short_side", "large_jitter", "none"] = Field("short_side", description="how training scales")
     scales: tuple[float, float] = Field((0.5, 2.0), description="least and greatest multiple")
     base: int = Field(512, ge=32, description="short side that short_side multiplies, pixels")

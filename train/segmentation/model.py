@@ -6,9 +6,9 @@ import torch
 from timm.scheduler import MultiStepLRScheduler, PolyLRScheduler
 from torch import nn
 
-from ..checkpoint import KIND, SEGMENTER, read_file
+from ..checkpoint import KIND, SEGMENTER, TRAINED, read_file
 from ..errors import UserError, one_line
-from ..weights import kind_of, read_official, weights_of
+from ..weights import kind_of, other_classes, places_of, read_official, renumber, weights_of
 from .config import Config, Model
 
 CLASSIFIER = ("decoder.class_head.weight", "decoder.class_head.bias")
@@ -16,13 +16,15 @@ BACKBONE = "backbone."
 SHOWN = 6  # keys listed of each sort of misfit
 
 
-def build_model(config: Config) -> nn.Module:
+def build_model(config: Config, classes: list[str] | None = None) -> nn.Module:
     """Create the config's segmenter, with the weights it starts from.
 
     Parameters
     ----------
     config : Config
         ``model.num_classes`` must be known.
+    classes : list of str, optional
+        Names of the data's classes, by which those of the weights are found.
 
     Returns
     -------
@@ -48,7 +50,7 @@ def build_model(config: Config) -> nn.Module:
     if section.backbone_init:
         load_backbone(model, section.backbone_init)
     if section.init:
-        load_initial(model, section)
+        load_initial(model, section, classes)
     if section.grad_checkpointing:
         model.backbone.set_grad_checkpointing(True)
     return model
@@ -62,21 +64,38 @@ def fix_power(model: nn.Module, power: float) -> None:
             parameter.requires_grad_(False)
 
 
-def read_weights(path: str) -> dict:
-    """Read a segmenter's weights, of train.segment or official, under our names."""
+def read_weights(path: str) -> tuple[dict, list[str] | None]:
+    """Read a segmenter's weights, of train.segment or official, under our names, and its classes' names if known."""
     if kind_of(path) == SEGMENTER:
-        return weights_of(read_file(Path(path), SEGMENTER))
+        state = read_file(Path(path), SEGMENTER, TRAINED)
+        vocabulary = state.get("vocabulary")
+        return weights_of(state), vocabulary and [each["name"] for each in vocabulary["classes"]]
     weights = read_official(path)
     if not any(name.startswith(BACKBONE) for name in weights):
         raise UserError(f"{path} holds a classifier, not a segmenter: pass it as --model.backbone_init {path}")
-    return weights
+    return weights, None
 
 
-def load_initial(model: nn.Module, section: Model) -> None:
-    """Put ``section.init`` into the model, leaving the classifier as created if ``section.new_classifier``."""
-    weights, own = read_weights(section.init), model.state_dict()
+def load_initial(model: nn.Module, section: Model, classes: list[str] | None = None) -> None:
+    """Put ``section.init`` into the model, leaving the classifier as created if ``section.new_classifier``.
+
+    Where the weights' classes and the data's have the same names in another order, the classifier is renumbered.
+
+    Raises
+    ------
+    UserError
+        Unreadable, misfitting, or as many classes as the data's, of other names.
+    """
+    (weights, known), own = read_weights(section.init), model.state_dict()
     if section.new_classifier:
         weights |= {name: own[name] for name in CLASSIFIER}
+    elif classes and known and len(classes) == len(known) and CLASSIFIER[0] in weights:
+        places = places_of(classes, known)
+        if places is None:
+            advice = "name the data's classes so, or pass --model.new_classifier true to start with a new classifier"
+            raise other_classes(section.init, known, classes, advice)
+        if len(weights[CLASSIFIER[0]]) == len(known) + 1:
+            renumber(weights, CLASSIFIER[0].removesuffix(".weight"), places)
     load_strictly(model, weights, section.init)
 
 
@@ -121,7 +140,7 @@ def load_backbone(model: nn.Module, path: str) -> None:
         Unreadable, or of another backbone.
     """
     kind = kind_of(path)
-    weights = weights_of(read_file(Path(path), kind)) if kind in (KIND, SEGMENTER) else read_official(path)
+    weights = weights_of(read_file(Path(path), kind, TRAINED)) if kind in (KIND, SEGMENTER) else read_official(path)
     inner = {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
     weights = inner or {name: value for name, value in weights.items() if not name.startswith(("norm.", "head."))}
     own = {f"norms.{name}": value for name, value in model.backbone.norms.state_dict().items()}

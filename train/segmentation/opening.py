@@ -55,7 +55,7 @@ def open_split(config: Config, split: str):
     if path.suffix == ".json" and len(data.path) == 1:
         raise UserError(f"{path} is one split: pass --data TRAIN.json,VAL.json")
     images = Path(data.images[-1 if split == "val" else 0]) if data.images else None
-    return open_source(path, split, data.task, data.kind, images, data.skip_empty and split == "train")
+    return open_source(path, split, data.task, data.kind, images, data.skip_empty and split == "train", data.boxes)
 
 
 def open_digits(config: Config, split: str) -> DigitsSource:

@@ -69,6 +69,7 @@ def open_source(
     kind: str | None = None,
     images: Path | None = None,
     skip_empty: bool = False,
+    boxes: bool = False,
 ):
     """Open one split of a data set.
 
@@ -85,6 +86,8 @@ def open_source(
         Folder of a COCO json's pictures.
     skip_empty : bool
         COCO: leave out pictures without objects, as the published training does.
+    boxes : bool
+        COCO: take the box of an object without an outline for its mask.
 
     Returns
     -------
@@ -111,10 +114,10 @@ def open_source(
         return folders.open_folder(path, split, task)
     if kind == "digits":
         return digits.DigitsSource(split, DIGITS_LENGTH, task)
-    return open_coco(path, split, task, images, skip_empty)
+    return open_coco(path, split, task, images, skip_empty, boxes)
 
 
-def open_coco(path: Path, split: str, task: str, images: Path | None, skip_empty: bool):
+def open_coco(path: Path, split: str, task: str, images: Path | None, skip_empty: bool, boxes: bool):
     """Open COCO's official tree, one laid out like it, or any json of its form."""
     file = path if path.suffix == ".json" else find_json(path, split, task)
     if not file:
@@ -124,4 +127,4 @@ def open_coco(path: Path, split: str, task: str, images: Path | None, skip_empty
         images = path / f"{split}2017"
     if task == "panoptic":
         return coco.PanopticSource(file, file.with_suffix(""), images, skip_empty=skip_empty)
-    return coco.InstanceSource(file, images, skip_empty=skip_empty)
+    return coco.InstanceSource(file, images, skip_empty=skip_empty, boxes=boxes)

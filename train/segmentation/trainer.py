@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from ..errors import UserError
 from ..evaluation import autocast
 from ..run import Run
 from ..task import Task
+from ..weights import other_classes
 from .config import Config
 from .inference import predict
 from .judges import create_judges
@@ -99,7 +101,7 @@ class Segmentation(Task):
     config : Config
     """
 
-    kind, command = SEGMENTER, "train.segment"
+    kind, command, needs = SEGMENTER, "train.segment", ("done", "vocabulary", "task")
 
     def __init__(self, config: Config):
         self.criterion = SetLoss(config.loss.points)
@@ -110,7 +112,7 @@ class Segmentation(Task):
 
     def build_model(self, config: Config, train_set: SegmentationSamples) -> nn.Module:
         """Make the config's segmenter."""
-        return build_model(config)
+        return build_model(config, class_names(train_set))
 
     def build_optimizer(self, model: nn.Module, config: Config) -> torch.optim.Optimizer:
         """Make AdamW with the backbone's own rate."""
@@ -161,6 +163,12 @@ class Segmentation(Task):
         source = run.val_set.source
         return {"done": run.done, "task": source.task, "vocabulary": pack_vocabulary(source.vocabulary)}
 
+    def check_classes(self, run: Run, state: dict, path: Path) -> None:
+        """Refuse other names, or the same in another order."""
+        known, wanted = [each["name"] for each in state["vocabulary"]["classes"]], class_names(run.train_set)
+        if known != wanted:
+            raise other_classes(path, known, wanted, "go on with the same data, or start anew from --model.init")
+
     def share(self, run: Run, pieces: list[Batch]) -> list[Shared]:
         """Count the update's objects and queries over all ranks; an update without any object counts as one."""
         queries = run.model.config.num_queries
@@ -208,6 +216,11 @@ class Segmentation(Task):
         )
         nothing = "nothing to score" if values else "no validation picture could be judged"
         return f"{shown or nothing}; best {best:.2f} %"
+
+
+def class_names(samples) -> list[str]:
+    """Give the names of the classes in the order of their labels."""
+    return [each.name for each in samples.source.vocabulary.classes]
 
 
 def class_weight(objects: int, queries: int) -> float:

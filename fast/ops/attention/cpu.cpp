@@ -607,17 +607,16 @@ INLINE void add_keys_tile(const T* weights, int first, const T* rows, T* grad, i
     }
 }
 
-// Gradients of keys or values += weights (vectors, 8, W) transposed times rows (slices, 8, SLICE). to: where the
-// gradient of each block of the chunk is.
+// Gradients of keys or values of a head and an image += weights (vectors, 8, W) transposed times rows (slices, 8,
+// SLICE).
 template <class T>
-void add_keys(const Problem<T>& p, const Chunk<T>& chunk, const T* weights, const T* rows, T* const* to,
-              int64_t offset) {
+NOINLINE void add_keys(const Problem<T>& p, const Chunk<T>& chunk, const T* weights, const T* rows, T* to) {
     const int64_t stride = p.heads * 2 * p.d;
     for_slices<T>(p.d, [&](auto width, int64_t start, int64_t number) {
         const T* slice = rows + number * BLOCK * SLICE<T>;
         for (int c = 0; c < chunk.count; c++) {
             if (!chunk.seen[c]) continue;
-            T* grad = to[c] + offset + start;
+            T* grad = to + chunk.block[c] * BLOCK * stride + start;
             const T* own = weights + c * BLOCK / W<T> * BLOCK * W<T>;
             const int first = c * BLOCK % W<T>;
             if ((chunk.block[c] + 1) * BLOCK <= p.places) {
@@ -631,15 +630,6 @@ void add_keys(const Problem<T>& p, const Chunk<T>& chunk, const T* weights, cons
         }
     });
 }
-
-// A piece of the backward pass: consecutive tiles of an image. Gradients of its own keys and values go where they
-// belong, those of others that its queries see to `before` and `after`; sums of the parameters' gradients to `sums`.
-template <class T>
-struct Range {
-    int64_t image, first, last, low, high;  // tiles first .. last-1 see blocks low .. high-1
-    Memory<T> before, after;                // blocks low .. first-1 and last .. high-1, each (8, H, 2, d)
-    std::vector<double> sums;               // (H, 6 + 2 d): of weight, bias, blank
-};
 
 // What the backward pass keeps of 8 queries of a head while it goes through their keys.
 template <class T>
@@ -694,133 +684,118 @@ struct Gradients {
     T *query, *kv, *blank, *weight, *bias;
 };
 
-// The backward pass of a range of tiles.
+// A part of the backward pass: tiles first .. last-1 of an image, in heads first_head .. last_head-1. Adds to the
+// gradients of the keys and values that they see. sums (H, 6 + 2 d): of the parameters' gradients.
 template <class T>
-void backward_range(const Problem<T>& p, const T* grad_out, const T* out, const T* lse, const T* keys, const T* values,
-                    const Gradients<T>& to, Range<T>& range) {
-    const int64_t size = p.slices() * BLOCK * SLICE<T>, geometry = p.geometry(range.image), stride = p.heads * p.d;
-    const int64_t block_size = BLOCK * 2 * stride;
-    T* own = to.kv + range.image * p.places * 2 * stride;
-    std::fill(own + range.first * block_size, own + std::min(range.last * BLOCK, p.places) * 2 * stride, T(0));
-    range.before = Memory<T>((range.first - range.low) * block_size);
-    range.after = Memory<T>((range.high - range.last) * block_size);
-    range.sums.assign(p.heads * (6 + 2 * p.d), 0);
+void backward_part(const Problem<T>& p, const T* grad_out, const T* out, const T* lse, const T* keys, const T* values,
+                   const Gradients<T>& to, int64_t image, int64_t first, int64_t last, int64_t first_head,
+                   int64_t last_head, double* all_sums) {
+    const int64_t size = p.slices() * BLOCK * SLICE<T>, geometry = p.geometry(image), stride = p.heads * p.d;
+    const int64_t of_sums = 6 + 2 * p.d;
     Chunk<T> chunk;
     alignas(64) T weights[BLOCK * CHUNK * BLOCK], grads[BLOCK * CHUNK * BLOCK];
-    Memory<T> memory(3 * p.heads * size);
-    std::vector<Rows<T>> all_rows(p.heads);
-    for (int64_t tile = range.first; tile < range.last; tile++) {
-        const int64_t place = tile * BLOCK, at = (range.image * p.places + place) * p.heads;
+    Memory<T> memory(3 * (last_head - first_head) * size);
+    std::vector<Rows<T>> all_rows(last_head - first_head);
+    for (int64_t tile = first; tile < last; tile++) {
+        const int64_t place = tile * BLOCK, at = (image * p.places + place) * p.heads;
         const int64_t count = std::min<int64_t>(BLOCK, p.places - place);
         const int64_t length = p.list_length(geometry * p.blocks + tile);
         const unsigned there = p.there[geometry * p.blocks + tile];
-        for (int64_t head = 0; head < p.heads; head++) {  // what is not a sum over keys, and the blank token
-            T *queries = memory.get() + 3 * head * size, *grad = queries + size, *grad_query = grad + size;
-            Rows<T>& rows = all_rows[head];
+        for (int64_t head = first_head; head < last_head; head++) {  // the blank token, and all that is no sum over keys
+            T *queries = memory.get() + 3 * (head - first_head) * size, *grad = queries + size;
+            T* grad_query = grad + size;
+            Rows<T>& rows = all_rows[head - first_head];
             const T* blank = p.blank + head * 2 * p.d;
-            double* sums = range.sums.data() + head * (6 + 2 * p.d) + 6;
-            alignas(64) T weight[W<T> + BLOCK] = {}, rise[BLOCK];
+            double* sums = all_sums + head * of_sums + 6;
+            alignas(64) T weight[W<T> + BLOCK] = {}, grad_logit[BLOCK];
             pack_rows(p.query + (at + head) * p.d, there, stride, p.d, queries);
             pack_rows(grad_out + (at + head) * p.d, there, stride, p.d, grad);
             pack_rows(out + (at + head) * p.d, there, stride, p.d, grad_query);
             dot_rows(grad, grad_query, p.slices(), rows.mean);
             for (int i = 0; i < BLOCK; i++) rows.lse[i] = there >> i & 1 ? lse[at + i * p.heads + head] : 0;
             pack_rows(blank + p.d, 255, 0, p.d, grad_query);
-            dot_rows(grad, grad_query, p.slices(), rise);
+            dot_rows(grad, grad_query, p.slices(), grad_logit);
             pack_rows(blank, 255, 0, p.d, grad_query);
             dot_rows(queries, grad_query, p.slices(), weight);
             for (int i = 0; i < BLOCK; i += W<T>)
                 store<T>(weight + i, exponential<T>(load(weight + i) - load(rows.lse + i)));
-            for (int i = 0; i < BLOCK; i++) rise[i] = weight[i] * (rise[i] - rows.mean[i]);
-            scale_rows(grad_query, p.slices(), rise);
-            add_weighted_rows(queries, rise, p.d, sums);
+            for (int i = 0; i < BLOCK; i++) grad_logit[i] = weight[i] * (grad_logit[i] - rows.mean[i]);
+            scale_rows(grad_query, p.slices(), grad_logit);
+            add_weighted_rows(queries, grad_logit, p.d, sums);
             add_weighted_rows(grad, weight, p.d, sums + p.d);
         }
-        for (int64_t first = 0; first < length; first += CHUNK) {
-            chunk.fill(p, geometry, tile, first, std::min(length, first + CHUNK));
-            T* grad_kv[CHUNK];
-            for (int c = 0; c < chunk.count; c++) {
-                const int64_t block = chunk.block[c];
-                if (block < range.first) grad_kv[c] = range.before.get() + (block - range.low) * block_size;
-                else if (block < range.last) grad_kv[c] = own + block * block_size;
-                else grad_kv[c] = range.after.get() + (block - range.last) * block_size;
-            }
-            for (int64_t head = 0; head < p.heads; head++) {
-                T *queries = memory.get() + 3 * head * size, *grad = queries + size, *grad_query = grad + size;
+        for (int64_t start = 0; start < length; start += CHUNK) {
+            chunk.fill(p, geometry, tile, start, std::min(length, start + CHUNK));
+            for (int64_t head = first_head; head < last_head; head++) {
+                T *queries = memory.get() + 3 * (head - first_head) * size, *grad = queries + size;
+                T *grad_query = grad + size, *grad_key = to.kv + (p.key(image, 0, head) - p.kv);
+                const Rows<T>& rows = all_rows[head - first_head];
                 position_term(chunk, p.weight + 5 * head, p.bias[head], weights);
-                multiply(p, chunk, range.image, head, queries, keys, weights);
+                multiply(p, chunk, image, head, queries, keys, weights);
                 for (int v = 0; v < chunk.vectors(); v++)
                     for (int i = 0; i < BLOCK; i++)
-                        store<T>(grads + (v * BLOCK + i) * W<T>, Vector<T>{} - all_rows[head].mean[i]);
-                multiply(p, chunk, range.image, head, grad, values, grads);
-                differentiate(chunk, all_rows[head], weights, grads, range.sums.data() + head * (6 + 2 * p.d));
-                add_rows(chunk, grads, p.key(range.image, 0, head), 2 * stride, p.d, grad_query);
-                add_keys(p, chunk, grads, queries, grad_kv, head * 2 * p.d);
-                add_keys(p, chunk, weights, grad, grad_kv, (head * 2 + 1) * p.d);
+                        store<T>(grads + (v * BLOCK + i) * W<T>, Vector<T>{} - rows.mean[i]);
+                multiply(p, chunk, image, head, grad, values, grads);
+                differentiate(chunk, rows, weights, grads, all_sums + head * of_sums);
+                add_rows(chunk, grads, p.key(image, 0, head), 2 * stride, p.d, grad_query);
+                add_keys(p, chunk, grads, queries, grad_key);
+                add_keys(p, chunk, weights, grad, grad_key + p.d);
             }
         }
         const T ones[BLOCK] = {1, 1, 1, 1, 1, 1, 1, 1};
-        for (int64_t head = 0; head < p.heads; head++)
-            unpack_rows(memory.get() + (3 * head + 2) * size, count, there, ones, stride, p.d,
+        for (int64_t head = first_head; head < last_head; head++)
+            unpack_rows(memory.get() + (3 * (head - first_head) + 2) * size, count, there, ones, stride, p.d,
                         to.query + (at + head) * p.d);
     }
 }
 
-// Cut each image's tiles into ranges; how many depends on the sizes alone, so results do not depend on the threads.
+// The farthest that a tile's queries see, in blocks.
 template <class T>
-std::vector<Range<T>> make_ranges(const Problem<T>& p) {
-    constexpr int64_t WANTED = 32, LEAST_TILES = 8, MOST_OF_EVERYTHING = 4;
-    int64_t count = std::max<int64_t>(1, std::min((WANTED + p.batch - 1) / p.batch, p.blocks / LEAST_TILES));
-    if (p.everything) count = std::min(count, MOST_OF_EVERYTHING);  // each range has gradients of all keys
-    std::vector<Range<T>> ranges(p.batch * count);
-    for (int64_t i = 0; i < p.batch * count; i++) {
-        Range<T>& range = ranges[i];
-        range.image = i / count;
-        range.first = p.blocks * (i % count) / count;
-        range.last = p.blocks * (i % count + 1) / count;
-        range.low = p.everything ? 0 : range.first;
-        range.high = p.everything ? p.blocks : range.last;
-        if (p.everything) continue;
-        const int64_t* lists = p.lists + p.geometry(range.image) * p.blocks * 2;
-        for (int64_t tile = range.first; tile < range.last; tile++) {
-            const int64_t start = lists[2 * tile], length = lists[2 * tile + 1];
-            if (length == 0) continue;
-            range.low = std::min<int64_t>(range.low, p.seen[start]);
-            range.high = std::max<int64_t>(range.high, p.seen[start + length - 1] + 1);
-        }
+int64_t reach(const Problem<T>& p) {
+    int64_t farthest = p.everything ? p.blocks : 0;
+    for (int64_t i = 0; !p.everything && i < p.geometries * p.blocks; i++) {
+        const int64_t start = p.lists[2 * i], length = p.lists[2 * i + 1], tile = i % p.blocks;
+        if (length == 0) continue;
+        farthest = std::max(farthest, tile - p.seen[start]);
+        farthest = std::max(farthest, p.seen[start + length - 1] - tile);
     }
-    return ranges;
+    return farthest;
 }
 
 // Gradients from that of out; keys, values: memory for (B, blocks, H, d, 8) each.
+//
+// An image's tiles are cut into ranges at least twice as long as their queries' reach. First all even ranges are worked
+// on, then all odd ones: two of a kind never add to the same key's gradient. If those are few, heads are divided too.
+// All this depends on sizes and lists alone, so results do not depend on the threads.
 template <class T>
 void backward(const Threads* threads, const Problem<T>& p, const T* grad_out, const T* out, const T* lse, T* keys,
               T* values, const Gradients<T>& to) {
+    constexpr int64_t PARTS = 16;
     transpose(threads, p, 0, keys);
     transpose(threads, p, 1, values);
-    auto ranges = make_ranges(p);
-    const int64_t all = int64_t(ranges.size()), of_image = p.batch ? all / p.batch : 0;
-    parallel_for(threads, all, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) backward_range(p, grad_out, out, lse, keys, values, to, ranges[i]);
+    const int64_t row_size = p.heads * 2 * p.d, of_sums = 6 + 2 * p.d;
+    parallel_for(threads, p.batch * p.places, 256, [&](int64_t begin, int64_t end) {
+        std::fill(to.kv + begin * row_size, to.kv + end * row_size, T(0));
     });
-    const int64_t row_size = p.heads * 2 * p.d, block_size = BLOCK * row_size;
-    parallel_for(threads, all, 1, [&](int64_t begin, int64_t end) {  // what other ranges have for a range's own keys
-        for (int64_t i = begin; i < end; i++)
-            for (int64_t j = i / of_image * of_image; j < (i / of_image + 1) * of_image; j++) {
-                if (i == j) continue;
-                Range<T> &own = ranges[i], &other = ranges[j];
-                const int64_t first = std::max(own.first, other.low), last = std::min(own.last, other.high);
-                const int64_t size = std::min(last * BLOCK, p.places) * row_size - first * block_size;
-                const T* from = j > i ? other.before.get() + (first - other.low) * block_size
-                                      : other.after.get() + (first - other.last) * block_size;
-                T* grad = to.kv + own.image * p.places * row_size + first * block_size;
-                for (int64_t e = 0; e < size; e++) grad[e] += from[e];
+    const int64_t ranges = std::max<int64_t>(1, p.blocks / std::max<int64_t>(1, 2 * reach(p)));
+    const int64_t together = p.batch * ((ranges + 1) / 2);
+    const int64_t groups = std::min(p.heads, (PARTS + together - 1) / std::max<int64_t>(1, together));
+    std::vector<double> sums(p.batch * ranges * p.heads * of_sums);
+    for (int64_t parity = 0; parity < 2; parity++) {
+        const int64_t of_image = (ranges + 1 - parity) / 2 * groups;
+        parallel_for(threads, p.batch * of_image, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; i++) {
+                const int64_t image = i / of_image, group = i % groups, range = i % of_image / groups * 2 + parity;
+                backward_part(p, grad_out, out, lse, keys, values, to, image, p.blocks * range / ranges,
+                              p.blocks * (range + 1) / ranges, p.heads * group / groups, p.heads * (group + 1) / groups,
+                              sums.data() + (image * ranges + range) * p.heads * of_sums);
             }
-    });
+        });
+    }
     for (int64_t head = 0; head < p.heads; head++)
-        for (int64_t e = 0; e < 6 + 2 * p.d; e++) {
+        for (int64_t e = 0; e < of_sums; e++) {
             double total = 0;
-            for (const auto& range : ranges) total += range.sums[head * (6 + 2 * p.d) + e];
+            for (int64_t i = 0; i < p.batch * ranges; i++) total += sums[(i * p.heads + head) * of_sums + e];
             T* grad = e < 5 ? to.weight + head * 5 + e : e == 5 ? to.bias + head : to.blank + head * 2 * p.d + e - 6;
             *grad = T(total);
         }
