@@ -32,13 +32,20 @@ test-fast: $(VENV)/installed
 
 # The compiled kernels alone; make test-kernels CXX=clang++ for another compiler.
 test-kernels: $(VENV)/installed
-	CXX=$(CXX) $(RUN) -m pytest $(KERNELS)
+	CXX="$(CXX)" $(RUN) -m pytest $(KERNELS)
 
-# The same under the address and undefined-behaviour sanitizers of g++.
+# The same under the sanitizers; make sanitize CXX=clang++ for those of clang. Their runtime comes before Python's own
+# libraries; libstdc++ as well, or the sanitizer cannot follow what PyTorch throws.
+ifneq (,$(findstring clang,$(CXX)))
+sanitize: ASAN = libclang_rt.asan-$(shell uname -m).so
+sanitize: SHARED = -shared-libasan
+else
+sanitize: ASAN = libasan.so
+endif
 sanitize: $(VENV)/installed
-	CXX=g++ AFF_NATIVE_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
-		LD_PRELOAD=$$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
-		$(RUN) -m pytest $(KERNELS) -k "not opcheck"
+	CXX="$(CXX)" AFF_NATIVE_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined $(SHARED)" \
+		LD_PRELOAD="$$($(CXX) -print-file-name=$(ASAN)):$$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 $(RUN) -m pytest $(KERNELS)
 
 test-notebooks: $(VENV)/installed
 	$(RUN) -m pytest $(NBVAL)
