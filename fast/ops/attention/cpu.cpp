@@ -356,7 +356,8 @@ NOINLINE void add_rows_tile(const Chunk<T>& chunk, const T* weights, const T* ro
 template <class T, class F>
 INLINE void for_slices(int64_t d, const F& f) {
     int64_t start = 0, number = 0;
-    for (; d - start >= SLICE<T>; start += SLICE<T>, number++) f(std::integral_constant<int, SLICE<T>>(), start, number);
+    for (; d - start >= SLICE<T>; start += SLICE<T>, number++)
+        f(std::integral_constant<int, SLICE<T>>(), start, number);
     if constexpr (SLICE<T> > 8)
         if (d - start == 8) f(std::integral_constant<int, 8>(), start, number);
     if constexpr (SLICE<T> > 16) {
@@ -461,8 +462,9 @@ NOINLINE void transpose(const Threads* threads, const Problem<T>& p, int part, T
                         Row square[N];
 #pragma GCC unroll 8
                         for (int j = 0; j < N; j++) {
+                            const T* row = from + (first + j) * stride + e;
                             square[j] = Row{};
-                            if (there >> (first + j) & 1) memcpy(&square[j], from + (first + j) * stride + e, sizeof(Row));
+                            if (there >> (first + j) & 1) memcpy(&square[j], row, sizeof(Row));
                         }
                         transpose_square<1, N>(square);
 #pragma GCC unroll 8
@@ -694,7 +696,7 @@ void backward_part(const Problem<T>& p, const T* grad_out, const T* out, const T
         const int64_t count = std::min<int64_t>(BLOCK, p.places - place);
         const int64_t length = p.list_length(geometry * p.blocks + tile);
         const unsigned there = p.there[geometry * p.blocks + tile];
-        for (int64_t head = first_head; head < last_head; head++) {  // the blank token, and all that is no sum over keys
+        for (int64_t head = first_head; head < last_head; head++) {  // the blank token, and what is no sum over keys
             T *queries = memory.get() + 3 * (head - first_head) * size, *grad = queries + size;
             T* grad_query = grad + size;
             Rows<T>& rows = all_rows[head - first_head];
