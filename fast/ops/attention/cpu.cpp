@@ -252,23 +252,26 @@ NOINLINE void position_term(const Chunk<T>& chunk, const T* weight, T bias, T* l
     }
 }
 
-// Vectors of keys of one channel, read from transposed blocks (d, 8).
+// Where the keys of a vector are: in one transposed block (d, 8), or in two.
+template <class T> constexpr int PARTS = W<T> > BLOCK ? W<T> / BLOCK : 1;
+
+// A vector of keys in one channel.
 template <class T>
-INLINE Vector<T> load_keys(const T* const* blocks, int vector, int64_t offset) {
-    if constexpr (W<T> > BLOCK) {
+INLINE Vector<T> load_keys(const T* const* parts, int64_t channel) {
+    if constexpr (PARTS<T> == 2) {
         typedef T Half __attribute__((vector_size(VECTOR_BYTES / 2)));
         Half low, high;
-        memcpy(&low, blocks[2 * vector] + offset, sizeof low);
-        memcpy(&high, blocks[2 * vector + 1] + offset, sizeof high);
+        memcpy(&low, parts[0] + channel * BLOCK, sizeof low);
+        memcpy(&high, parts[1] + channel * BLOCK, sizeof high);
         return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     } else {
-        return load(blocks[vector * W<T> / BLOCK] + offset + vector * W<T> % BLOCK);
+        return load(parts[0] + channel * BLOCK);
     }
 }
 
-// sums (N, 8, W) += queries times N vectors of keys. Queries (slices, 8, SLICE); blocks: pointers to (d, 8).
+// sums (N, 8, W) += queries times N vectors of keys. Queries (slices, 8, SLICE); parts (N, PARTS).
 template <int N, class T>
-NOINLINE void multiply_tile(const T* queries, int64_t d, const T* const* blocks, T* sums) {
+NOINLINE void multiply_tile(const T* queries, int64_t d, const T* const* parts, T* sums) {
     for (int row = 0; row < BLOCK; row += ROWS) {
         Vector<T> tile[N][ROWS];
 #pragma GCC unroll 3
@@ -281,7 +284,7 @@ NOINLINE void multiply_tile(const T* queries, int64_t d, const T* const* blocks,
             for (int64_t e = 0; e < end; e++) {
                 Vector<T> keys[N];
 #pragma GCC unroll 3
-                for (int n = 0; n < N; n++) keys[n] = load_keys(blocks, n, (start + e) * BLOCK);
+                for (int n = 0; n < N; n++) keys[n] = load_keys(parts + n * PARTS<T>, start + e);
 #pragma GCC unroll 8
                 for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 3
@@ -295,26 +298,24 @@ NOINLINE void multiply_tile(const T* queries, int64_t d, const T* const* blocks,
     }
 }
 
-// sums (vectors, 8, W) += queries times keys; `transposed` are those of an image and a head.
+// sums (vectors, 8, W) += queries times a head's transposed keys or values of an image.
 template <class T>
-void multiply(const Chunk<T>& chunk, const T* queries, int64_t d, const T* transposed, int64_t stride, T* sums) {
+void multiply(const Problem<T>& p, const Chunk<T>& chunk, int64_t image, int64_t head, const T* queries,
+              const T* transposed, T* sums) {
     static_assert(COLUMNS == 3, "the cases below");
-    const T* blocks[CHUNK + 1];
-    for (int i = 0; i < chunk.count; i++) blocks[i] = transposed + chunk.block[i] * stride;
-    for (int v = 0; v < chunk.vectors(); v += COLUMNS) {
-        const int first = v * W<T> / BLOCK, left = chunk.vectors() - v;
-        // With less than a block to a vector, a register tile must start at a block: one vector at a time.
-        if constexpr (W<T> < BLOCK) {
-            for (int n = v; n < v + std::min(left, COLUMNS); n++) {
-                const T* one = blocks[n * W<T> / BLOCK] + n * W<T> % BLOCK;
-                multiply_tile<1>(queries, d, &one, sums + n * BLOCK * W<T>);
-            }
-        } else {
-            T* to = sums + v * BLOCK * W<T>;
-            if (left >= 3) multiply_tile<3>(queries, d, blocks + first, to);
-            else if (left == 2) multiply_tile<2>(queries, d, blocks + first, to);
-            else multiply_tile<1>(queries, d, blocks + first, to);
-        }
+    const int vectors = chunk.vectors();
+    const T* parts[CHUNK * BLOCK / W<T> * PARTS<T>];
+    for (int i = 0; i < vectors * PARTS<T>; i++) {
+        const int key = i * std::min(W<T>, BLOCK);
+        const int64_t block = image * p.blocks + chunk.block[key / BLOCK];
+        parts[i] = transposed + (block * p.heads + head) * p.d * BLOCK + key % BLOCK;
+    }
+    for (int v = 0; v < vectors; v += COLUMNS) {
+        const T* const* from = parts + v * PARTS<T>;
+        T* to = sums + v * BLOCK * W<T>;
+        if (vectors - v >= 3) multiply_tile<3>(queries, p.d, from, to);
+        else if (vectors - v == 2) multiply_tile<2>(queries, p.d, from, to);
+        else multiply_tile<1>(queries, p.d, from, to);
     }
 }
 
@@ -355,7 +356,8 @@ NOINLINE void add_rows_tile(const Chunk<T>& chunk, const T* weights, const T* ro
 template <class T, class F>
 INLINE void for_slices(int64_t d, const F& f) {
     int64_t start = 0, number = 0;
-    for (; d - start >= SLICE<T>; start += SLICE<T>, number++) f(std::integral_constant<int, SLICE<T>>(), start, number);
+    for (; d - start >= SLICE<T>; start += SLICE<T>, number++)
+        f(std::integral_constant<int, SLICE<T>>(), start, number);
     if constexpr (SLICE<T> > 8)
         if (d - start == 8) f(std::integral_constant<int, 8>(), start, number);
     if constexpr (SLICE<T> > 16) {
@@ -460,8 +462,9 @@ NOINLINE void transpose(const Threads* threads, const Problem<T>& p, int part, T
                         Row square[N];
 #pragma GCC unroll 8
                         for (int j = 0; j < N; j++) {
+                            const T* row = from + (first + j) * stride + e;
                             square[j] = Row{};
-                            if (there >> (first + j) & 1) memcpy(&square[j], from + (first + j) * stride + e, sizeof(Row));
+                            if (there >> (first + j) & 1) memcpy(&square[j], row, sizeof(Row));
                         }
                         transpose_square<1, N>(square);
 #pragma GCC unroll 8
@@ -484,14 +487,6 @@ class Memory {
         return data.data() + (64 - address % 64) % 64 / sizeof(T);
     }
 };
-
-// sums (vectors, 8, W) += queries times a head's transposed keys or values of an image.
-template <class T>
-void multiply(const Problem<T>& p, const Chunk<T>& chunk, int64_t image, int64_t head, const T* queries,
-              const T* transposed, T* sums) {
-    const int64_t block_size = p.d * BLOCK, stride = p.heads * block_size;
-    multiply(chunk, queries, p.d, transposed + image * p.blocks * stride + head * block_size, stride, sums);
-}
 
 // Softmax so far of the 8 queries of a tile in a head: largest logit, sum of exponentials.
 template <class T>
@@ -701,7 +696,7 @@ void backward_part(const Problem<T>& p, const T* grad_out, const T* out, const T
         const int64_t count = std::min<int64_t>(BLOCK, p.places - place);
         const int64_t length = p.list_length(geometry * p.blocks + tile);
         const unsigned there = p.there[geometry * p.blocks + tile];
-        for (int64_t head = first_head; head < last_head; head++) {  // the blank token, and all that is no sum over keys
+        for (int64_t head = first_head; head < last_head; head++) {  // the blank token, and what is no sum over keys
             T *queries = memory.get() + 3 * (head - first_head) * size, *grad = queries + size;
             T* grad_query = grad + size;
             Rows<T>& rows = all_rows[head - first_head];
