@@ -516,26 +516,6 @@ def test_a_process_that_is_killed_leaves_nothing_in_the_way(cache, tmp_path, dea
     assert len(builds(cache)) == 2
 
 
-@needs_compiler
-def test_a_thread_that_computes_while_python_ends():
-    code = f"""
-import threading, time
-import torch
-from fast.ops import native
-def work():
-    x, out = torch.zeros(100_000, dtype=torch.float64), torch.empty(100_000, dtype=torch.float64)
-    while True:
-        native.call({KERNEL!r}, "scaled", x, out, 100_000, 1, 0.0)
-native.load({KERNEL!r})
-threading.Thread(target=work, daemon=True).start()
-time.sleep(0.3)
-"""
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert (run.returncode, run.stderr) == (0, "")
-
-
 # ---- the doctor
 
 
