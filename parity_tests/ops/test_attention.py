@@ -60,13 +60,14 @@ def test_result_agrees(case, dtype, path):
     assert_parity(got, oracle.numpy(), baseline, dtype, name=f"attention, {path}")
 
 
-@pytest.mark.parametrize("path", PATHS)
+# "clusters" not of one token alone: the gradient of a logit is then the difference of two nearly equal float32 numbers, one
+# of them taken from ``out``, and the query's gradient is off by 1.3 times what the rule allows; gradcheck has the case.
+GRADIENTS = [(path, case) for path in PATHS for case in SMALL if (path, case.name) != ("clusters", "one_token")]
+
+
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("case", SMALL[1:], ids=str)
-def test_gradients_agree(case, dtype, path):
-    """Not of one token alone: there the gradient of a logit is a difference of two numbers that are nearly equal, which
-    low precision cannot judge; ``test_attention_passes_gradcheck`` has that case.
-    """
+@pytest.mark.parametrize(("path", "case"), GRADIENTS, ids=str)
+def test_gradients_agree(path, case, dtype):
     inputs = inputs_for(case, dtype)
     grad_out = case.normal("grad_out", case.n, case.heads, case.dim // case.heads, dtype=dtype)
     with dispatch.force(attention=path):
