@@ -61,7 +61,7 @@ def test_result_agrees(case, dtype, path):
 
 
 # "clusters" not of one token alone: the gradient of a logit is then the difference of two nearly equal float32 numbers,
-# one of them taken from ``out``, and the query's gradient is off by 1.3 times what the rule allows; gradcheck has the case.
+# one of them taken from ``out``, and the query's gradient is off by 1.3 times what is allowed. Gradcheck has it.
 GRADIENTS = [(path, case) for path in PATHS for case in SMALL if (path, case.name) != ("clusters", "one_token")]
 
 
