@@ -16,6 +16,7 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -220,7 +221,8 @@ class Maker:
             if action == "drop":
                 del steps[place]
             elif action == "double":
-                steps[place:place] = steps[place : place + draw.choice([1, 5, 30])] * draw.choice([1, 1, 2000])
+                part = steps[place : place + draw.choice([1, 5, 30])]  # the file stays small: some steps are long
+                steps[place:place] = part * (draw.choice([1, 1, 2000]) if sum(map(len, part)) < 1000 else 1)
             elif action == "move":
                 steps.insert(place, draw.choice(steps))
             elif action == "new":
@@ -269,9 +271,16 @@ def laugh(make, depth: int):
 
 
 def arrays(value):
-    """Exchange tensors for arrays, in dicts."""
+    """Exchange the tensors of a checkpoint's weights for arrays; other dicts may hold one another 10^25 times."""
     if isinstance(value, dict):
-        return {name: arrays(item) for name, item in value.items()}
+        return {
+            name: arrays(item) if name in ("model", "state_dict") else as_array(item) for name, item in value.items()
+        }
+    return as_array(value)
+
+
+def as_array(value):
+    """Exchange a tensor for an array."""
     return value.numpy() if type(value).__name__ == "Tensor" else value
 
 
@@ -297,7 +306,8 @@ def unzipped(data: bytes) -> dict[str, bytes]:
 def rezipped(parts: list[tuple[str, bytes]], form: int = zipfile.ZIP_STORED) -> bytes:
     """A zip file of parts, of which two may have one name."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", form) as archive:
+    with zipfile.ZipFile(buffer, "w", form) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there twice
         for name, part in parts:
             with archive.open(zipfile.ZipInfo(name), "w") as file:
                 file.write(part)
