@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ONLY_REFERENCE = {"layers"}  # fast takes these from torch.nn
 ONLY_FAST = {  # names and files; the operators are in fast/ops
-    *("checkpoint_files", "checkpoints", "doctor", "models", "plain_pickle", "segmenter"),
+    *("checkpoint_files", "checkpoints", "doctor", "models", "plain_pickle", "pretrained", "segmenter"),
 }
 STEMS = sorted(p.stem for p in (ROOT / "reference").glob("*.py") if p.stem not in {"__init__", *ONLY_REFERENCE})
 # Reference functions that take weights: the method that stands for each in fast, and the arguments that it does not

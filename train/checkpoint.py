@@ -149,12 +149,12 @@ def read_file(path: Path, kind: str = KIND, needs: tuple[str, ...] = ()) -> dict
     UserError
         Missing, truncated, damaged, or something else; the message names a good checkpoint beside it if there is one.
     """
-    from fast.checkpoints import load
+    from .shipped import load_state
 
     if not path.is_file():
         raise UserError(f"no checkpoint {path}{beside(path)}")
     try:
-        state = load(path)
+        state = load_state(path)
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}{beside(path)}") from error
     except ValueError as error:

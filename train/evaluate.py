@@ -17,6 +17,7 @@ from .data import Samples, open_samples
 from .distributed import Ranks
 from .errors import Parser, UserError, run_command
 from .evaluation import evaluate
+from .shipped import one_of
 from .weights import head_of, load_strictly, other_classes, places_of, read_official, renumber, weights_of
 
 
@@ -79,9 +80,11 @@ def main(arguments: list[str]) -> int:
     """Run the command."""
     parser = Parser("train.evaluate", __doc__, "overrides: as python -m train.classify --help lists them")
     parser.add_argument("--checkpoint", help="file of train.classify: last.pt or best.pt")
+    parser.add_argument("--pretrained", help="classifier that comes with the package: see fast.list_pretrained()")
     parser.add_argument("--official", help="official weights of the config's model")
     parser.add_argument("--config", help="a config's name or a YAML file; a checkpoint brings its own")
     options, overrides = parser.parse_known_args(arguments)
+    options.checkpoint = one_of(options.checkpoint, options.official, options.pretrained)
     model, config = open_trained(options.checkpoint, options.config, options.official, overrides)
     ranks = Ranks(config.run.device)
     try:

@@ -1,5 +1,6 @@
 """Segment pictures with a trained segmenter, or name what they show with a trained classifier.
 
+    python -m train.predict PICTURE_OR_FOLDER --pretrained nuclei --out predictions
     python -m train.predict PICTURE_OR_FOLDER --checkpoint outputs/demo/best.pt --out predictions
     python -m train.predict PICTURE_OR_FOLDER --official WEIGHTS --config ade20k_mini --out predictions
 
@@ -35,6 +36,7 @@ from .segmentation.pictured import draw_result, list_segments
 from .segmentation.pictures import read_picture
 from .segmentation.tokens import find_tokens
 from .segmentation.types import TASKS, Vocabulary
+from .shipped import one_of
 from .show import as_png
 from .weights import kind_of, weights_of
 
@@ -96,7 +98,7 @@ def open_predictor(checkpoint: str | None, config: str | None, official: str | N
         settings.model.num_classes = vocabulary.num_classes
         model, task = build_model(settings), settings.data.task or "semantic"
     else:
-        raise UserError("name the weights: --checkpoint FILE, or --config NAME with --official FILE")
+        raise UserError("name the weights: --pretrained NAME, --checkpoint FILE, or --config NAME with --official FILE")
     ranks = Ranks(settings.run.device)
     return Predictor(model.eval().to(ranks.device), settings, vocabulary, task, ranks)
 
@@ -143,12 +145,14 @@ def main(arguments: list[str]) -> int:
     parser = Parser("train.predict", __doc__, "overrides: as python -m train.segment --help lists them")
     parser.add_argument("path", help="a picture, or a folder of pictures")
     parser.add_argument("--checkpoint", help="file of train.segment or train.classify: last.pt or best.pt")
+    parser.add_argument("--pretrained", help="weights that come with the package: a name of fast.list_pretrained()")
     parser.add_argument("--official", help="official segmenter, for the model of --config")
     parser.add_argument("--config", help="a config's name or YAML file, with --official; a checkpoint brings its own")
     parser.add_argument("--task", choices=TASKS, help="default: what the network was trained for")
     parser.add_argument("--least", type=float, default=0.5, help="instance: least score shown and listed")
     parser.add_argument("--out", default="predictions", help="folder to write to")
     options, overrides = parser.parse_known_args(arguments)
+    options.checkpoint = one_of(options.checkpoint, options.official, options.pretrained)
     pictures = find_pictures(Path(options.path), Path(options.out))
     weights = [Path(each) for each in (options.checkpoint, options.official) if each]
     outputs = Outputs(Path(options.out), [*pictures.values(), *weights])

@@ -1,5 +1,6 @@
 """Draw, on a picture, which tokens each stage has kept, and the clusters.
 
+    python -m train.show PICTURE --pretrained digits
     python -m train.show PICTURE --checkpoint outputs/digits_nano/best.pt --out tokens.png
     python -m train.show PICTURE --official WEIGHTS --config imagenet_mini
 
@@ -22,6 +23,7 @@ from .errors import Parser, UserError, one_line, run_command
 from .evaluate import open_trained
 from .outputs import Outputs
 from .reading import READ_ERRORS, open_rgb
+from .shipped import one_of
 
 LONGEST = 16  # times the short side: more slender pictures are shown smaller
 MOST_PIXELS = 1 << 24
@@ -109,12 +111,14 @@ def main(arguments: list[str]) -> int:
     parser = Parser("train.show", __doc__)
     parser.add_argument("picture", nargs="?", help="any picture file; default: scikit-image's astronaut")
     parser.add_argument("--checkpoint", help="file of train.classify")
+    parser.add_argument("--pretrained", help="classifier that comes with the package: see fast.list_pretrained()")
     parser.add_argument("--official", help="official weights, with --config")
     parser.add_argument("--config", help="config of the official weights")
     parser.add_argument("--model", default="aff_mini", help="a new network of this name, if no weights are given")
     parser.add_argument("--size", type=int, help="short side in pixels; default: the config's")
     parser.add_argument("--out", default="tokens.png", help="PNG to write; never over a file that is not ours")
     options = parser.parse_args(arguments)
+    options.checkpoint = one_of(options.checkpoint, options.official, options.pretrained)
     out = Path(options.out)
     outputs = Outputs(out.parent, [each for each in (options.picture, options.checkpoint, options.official) if each])
     outputs.check([out.name])

@@ -6,6 +6,7 @@ from torch import nn
 
 from .checkpoint import COMMANDS, TRAINED, read_file
 from .errors import UserError, one_line
+from .shipped import load_state, resolve
 
 
 def weights_of(state: dict) -> dict:
@@ -80,7 +81,7 @@ def load_initial(model: nn.Module, path: str, classes: list[str] | None = None) 
     model : Module
         Of ``fast.create_model``.
     path : str
-        A checkpoint of train.classify or official weights.
+        A checkpoint of train.classify, weights that ship (file or name) or official ones.
     classes : list of str, optional
         Names of the data's classes. If the checkpoint numbers the same names otherwise, its classifier is renumbered.
 
@@ -89,6 +90,7 @@ def load_initial(model: nn.Module, path: str, classes: list[str] | None = None) 
     UserError
         Unreadable, or misfitting elsewhere than in the classifier.
     """
+    path = resolve(path)
     state = read_file(Path(path), needs=TRAINED) if kind_of(path) in COMMANDS else {}
     weights, known = weights_of(state) if state else read_official(path), state.get("classes")
     own, head = model.state_dict(), head_of(model)
@@ -108,12 +110,10 @@ def head_of(model: nn.Module) -> str:
 
 def kind_of(path: str) -> str | None:
     """Tell what a checkpoint of this project calls itself, without running code from it; None for other files."""
-    import fast.checkpoints
-
     if not Path(path).is_file():
         raise UserError(f"no checkpoint {path}")
     try:
-        kind = fast.checkpoints.load(path).get("kind")
+        kind = load_state(path).get("kind")
         return kind if isinstance(kind, str) else None
     except (ValueError, OSError, ImportError) as error:
         reason = one_line(error)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..checkpoint import KIND, SEGMENTER, TRAINED, read_file
 from ..errors import UserError, one_line
+from ..shipped import resolve
 from ..weights import kind_of, other_classes, places_of, read_official, renumber, weights_of
 from .config import Config, Model
 
@@ -86,17 +87,18 @@ def load_initial(model: nn.Module, section: Model, classes: list[str] | None = N
     UserError
         Unreadable, misfitting, or as many classes as the data's, of other names.
     """
-    (weights, known), own = read_weights(section.init), model.state_dict()
+    path, own = resolve(section.init), model.state_dict()
+    weights, known = read_weights(path)
     if section.new_classifier:
         weights |= {name: own[name] for name in CLASSIFIER}
     elif classes and known and len(classes) == len(known) and CLASSIFIER[0] in weights:
         places = places_of(classes, known)
         if places is None:
             advice = "name the data's classes so, or pass --model.new_classifier true to start with a new classifier"
-            raise other_classes(section.init, known, classes, advice)
+            raise other_classes(path, known, classes, advice)
         if len(weights[CLASSIFIER[0]]) == len(known) + 1:
             renumber(weights, CLASSIFIER[0].removesuffix(".weight"), places)
-    load_strictly(model, weights, section.init)
+    load_strictly(model, weights, path)
 
 
 def load_strictly(model: nn.Module, weights: dict, path: str) -> None:
@@ -139,6 +141,7 @@ def load_backbone(model: nn.Module, path: str) -> None:
     UserError
         Unreadable, or of another backbone.
     """
+    path = resolve(path)
     kind = kind_of(path)
     weights = weights_of(read_file(Path(path), kind, TRAINED)) if kind in (KIND, SEGMENTER) else read_official(path)
     inner = {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
