@@ -36,6 +36,7 @@ from .show import MEAN, STD
 from .weights import kind_of, weights_of
 
 MOST_BYTES, MOST_SAMPLE_BYTES = 2 * 10**6, 200 * 10**3  # of a file of weights; of its sample pictures together
+UNWRITTEN = "TO BE WRITTEN"  # in the YAML file, where a text waits for its facts
 NEEDS = {KIND: TRAINED, SEGMENTER: (*TRAINED, "vocabulary", "task")}
 
 
@@ -58,6 +59,9 @@ def read_about(path: Path) -> dict:
     wrong += sorted(str(key) for key in set(about) - set(TEXTS))
     if wrong:
         raise UserError(f"{path}: {', '.join(wrong)} must be texts, or are unknown; it says {', '.join(TEXTS)}")
+    unwritten = [key for key in TEXTS if UNWRITTEN in about[key]]
+    if unwritten:
+        raise UserError(f"{path}: {', '.join(unwritten)} is still to be written: put the facts for {UNWRITTEN!r}")
     return {key: text.strip() for key, text in about.items()}
 
 
