@@ -11,6 +11,7 @@ Commands (each has ``--help``):
 ``python -m train.check_data``     what a segmentation data set holds, and what is wrong with it
 ``python -m train.segment``        train and judge a segmenter by ``train/configs/segmentation``
 ``python -m train.predict PATH``   segment pictures: overlays and run lengths
+``python -m train.export FILE``    make weights that ship in the package of a checkpoint
 =================================  =============================================================
 
 Files, in reading order: ``config`` (what a run is), ``data`` and ``shards`` (where images come from), ``batches``
