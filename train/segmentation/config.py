@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from .. import config as base
-from ..config import Paths, Section
+from ..config import Names, Paths, Section
 
 Folders = Annotated[Paths, BeforeValidator(lambda value: [] if value is None else value), Field(max_length=2)]
 
@@ -63,6 +63,10 @@ class Optim(Section):
     weight_decay: float = Field(0.05, ge=0, description="none is put on norms, embeddings and 1-D parameters")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
     clip: float = Field(0.01, gt=0, description="largest norm of the whole gradient")
+    freeze: Names = Field([], description="modules or parameters kept as they are: backbone, backbone.stages.0, *norm*")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="a backbone layer's learning rate, as a multiple of the next's"
+    )
 
 
 class Schedule(Section):
