@@ -13,6 +13,7 @@ from torch import nn
 from .config import Augment, Config
 from .distributed import Ranks
 from .errors import UserError, one_line
+from .layers import describe_decay, is_frozen, layer_depths
 from .weights import load_initial
 
 
@@ -67,8 +68,11 @@ def set_batch_norm(model: nn.Module, mode: str, ranks: Ranks) -> nn.Module:
 
 
 def set_training(model: nn.Module, batch_norm: str) -> None:
-    """Switch to training mode; frozen batch norms keep using and not changing their stored statistics."""
+    """Switch to training mode, but for frozen modules, and batch norms whose statistics are to stay as they are."""
     model.train()
+    for module in model.modules():
+        if is_frozen(module):
+            module.eval()
     if batch_norm == "frozen":
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -78,18 +82,32 @@ def set_training(model: nn.Module, batch_norm: str) -> None:
 def peak_rate(config: Config) -> tuple[float, str]:
     """Give the peak learning rate, and the arithmetic that led to it in words."""
     optim, total = config.optim, config.run.total_batch
+    part = describe_decay(optim.layer_decay)
     if optim.lr is not None:
-        return optim.lr, f"learning rate {optim.lr:g} as given"
+        return optim.lr, f"learning rate {optim.lr:g} as given{part}"
     rate = optim.lr_per_512 * total / 512
-    return rate, f"learning rate {optim.lr_per_512:g} x {total} / 512 = {rate:g}"
+    return rate, f"learning rate {optim.lr_per_512:g} x {total} / 512 = {rate:g}{part}"
 
 
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Create AdamW by timm: weight decay on matrices and kernels, none on 1-D parameters."""
+    """Create AdamW by timm: weight decay on matrices and kernels, none on 1-D ones; groups for layers if asked."""
     optim = config.optim
+    parameters = model if optim.layer_decay is None else layer_groups(model, optim.weight_decay, optim.layer_decay)
     return create_optimizer_v2(
-        model, opt="adamw", lr=peak_rate(config)[0], weight_decay=optim.weight_decay, betas=optim.betas
+        parameters, opt="adamw", lr=peak_rate(config)[0], weight_decay=optim.weight_decay, betas=optim.betas
     )
+
+
+def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
+    """Group the parameters that are trained by layer, from the head on, and by whether they are decayed."""
+    groups = {}
+    for name, depth in layer_depths(model).items():
+        parameter = model.get_parameter(name)
+        if parameter.requires_grad:
+            free = parameter.ndim < 2
+            settings = {"weight_decay": 0.0 if free else weight_decay, "lr_scale": layer_decay**depth, "params": []}
+            groups.setdefault((depth, free), settings)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: Config, updates: int):

@@ -1,6 +1,6 @@
 """Look through a segmentation data set and say what it holds, what is wrong with it and what to do.
 
-    python -m train.check_data PATH                  ADE20K, Cityscapes, COCO, or a folder of images/ and masks/
+    python -m train.check_data PATH    ADE20K, Cityscapes, COCO, Pascal VOC, labelme, or a folder of images/ and masks/
     python -m train.check_data objects.json --images PICTURES
 
 Exit code 0: all can be used; 1: some files cannot; 2: no data set was found.

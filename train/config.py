@@ -15,7 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from .errors import UserError
 
 CONFIGS = Path(__file__).parent / "configs"
-Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Paths = Names
 
 
 class Section(BaseModel):
@@ -75,6 +76,10 @@ class Optim(Section):
     weight_decay: float = Field(0.05, ge=0, description="none is put on 1-D parameters")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
     clip: float = Field(5.0, gt=0, description="largest norm of the whole gradient")
+    freeze: Names = Field([], description="modules or parameters kept as they are: backbone, stages.0, *norm*")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="a layer's learning rate, as a multiple of the next's"
+    )
 
 
 class Schedule(Section):
@@ -217,6 +222,8 @@ def put_override(values: dict, key: str, text: str) -> None:
 
 def read_value(key: str, text: str):
     """Read a value as YAML, and 1e-3 as a number too (YAML itself wants 1.0e-3)."""
+    if text.startswith("*"):  # a pattern of names, which YAML takes for a reference
+        return text
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

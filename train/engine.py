@@ -20,6 +20,7 @@ from .config import Section
 from .distributed import Ranks
 from .errors import Interrupted, UserError, writing
 from .evaluation import autocast
+from .layers import describe_frozen
 from .log import Log, Pace
 from .run import Run
 from .task import Task
@@ -69,7 +70,7 @@ def introduce(run: Run, log: Log, resume: Path | None) -> None:
     config, section, task = run.config, run.config.run, run.task
     size = sum(parameter.numel() for parameter in run.model.parameters())
     log.say(f"{config.model.name}: {size:,} parameters on {run.ranks.device}, {run.ranks.size} process(es)")
-    for line in task.describe_plan(run):
+    for line in [*describe_frozen(run.model, config.optim.freeze), *task.describe_plan(run)]:
         log.say(line)
     log.say(
         f"total batch {section.total_batch} = {section.batch_size} x {run.ranks.size} process(es) x {run.pieces} "

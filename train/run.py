@@ -15,6 +15,7 @@ from .checkpoint import BEST, LAST, RESUMED, random_states, read_file, set_optim
 from .config import Section
 from .distributed import Ranks
 from .errors import UserError, one_line
+from .layers import freeze
 from .task import Task
 from .weights import load_strictly
 
@@ -84,6 +85,7 @@ class Run:
         seed_everything(config.run.seed, 0)
         model = self.task.build_model(config, self.train_set)
         self.model = set_batch_norm(model, config.run.batch_norm, ranks).to(ranks.device)
+        freeze(self.model, config.optim.freeze)
         seed_everything(config.run.seed, ranks.rank)
         self.ema = ModelEmaV3(self.model, config.run.ema) if config.run.ema else None
         self.optimizer = self.task.build_optimizer(self.model, config)
@@ -156,9 +158,12 @@ class Run:
             raise UserError(f"{path} holds weights only: resume from {LAST}, or start from it by --model.init {path}")
         state = read_file(path, self.task.kind, (*RESUMED, *self.task.needs))
         self.task.check_classes(self, state, path)
+        self.check_layers(state["config"].get("optim", {}), path)
         load_strictly(self.model, state["model"], path)
         if self.ema and state["ema"]:
             load_strictly(self.ema.module, state["ema"], path)
+        groups = self.optimizer.param_groups
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         try:
             set_optimizer(self.optimizer, state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
@@ -166,6 +171,8 @@ class Run:
                 set_random_states(state["random"][self.ranks.rank])
         except (UserError, RuntimeError, KeyError, TypeError) as error:
             raise UserError(f"{path}: {one_line(error)}") from error
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)  # weight decay and the like are as the config says now
         self.best, self.owed = state["best"], state.get("owed", False)
         self.epoch, self.step = self.task.restore_place(self, state)
         if self.step > self.updates or self.done > self.total:
@@ -177,3 +184,11 @@ class Run:
         if self.owed and not self.step and self.epoch:  # the evaluation at an epoch's end comes before the next epoch
             self.epoch, self.step = self.epoch - 1, self.updates
         self.scheduler.step_update(self.done)  # the schedule has no memory: updates done and the config say all
+
+    def check_layers(self, saved: dict, path: Path) -> None:
+        """Refuse the optimiser of a run that trained other parameters, or grouped them differently."""
+        now = self.config.optim
+        frozen, decay = saved.get("freeze", []), saved.get("layer_decay")
+        if frozen != now.freeze or (decay is None) != (now.layer_decay is None):
+            then = f"optim.freeze {frozen} and optim.layer_decay {decay}, not {now.freeze} and {now.layer_decay}"
+            raise UserError(f"{path} was trained with {then}: go on so, or start from it by --model.init {path}")

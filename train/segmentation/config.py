@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from .. import config as base
-from ..config import Paths, Section
+from ..config import Names, Paths, Section
 
 Folders = Annotated[Paths, BeforeValidator(lambda value: [] if value is None else value), Field(max_length=2)]
 
@@ -33,9 +33,9 @@ class Data(Section):
     path: Paths = Field([], description="a data set's folder; or two of one form (COCO jsons): to train, to validate")
     kind: str | None = Field(None, description="the folder's layout; null: guessed")
     task: Literal["semantic", "instance", "panoptic"] | None = Field(None, description="null: the richest there is")
-    images: Folders = Field([], description="folder of a COCO json's pictures, or two: to train, to validate")
+    images: Folders = Field([], description="folder of the pictures of jsons, or two: to train, to validate")
     skip_empty: bool = Field(False, description="COCO: train on pictures with objects only")
-    boxes: bool = Field(False, description="COCO: objects without an outline have their box for a mask")
+    boxes: bool = Field(False, description="COCO, VOC: objects without an outline have their box for a mask")
     resize: Literal["short_side", "large_jitter", "none"] = Field("short_side", description="how training scales")
     scales: tuple[float, float] = Field((0.5, 2.0), description="least and greatest multiple")
     base: int = Field(512, ge=32, description="short side that short_side multiplies, pixels")
@@ -63,6 +63,10 @@ class Optim(Section):
     weight_decay: float = Field(0.05, ge=0, description="none is put on norms, embeddings and 1-D parameters")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
     clip: float = Field(0.01, gt=0, description="largest norm of the whole gradient")
+    freeze: Names = Field([], description="modules or parameters kept as they are: backbone, backbone.stages.0, *norm*")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="a backbone layer's learning rate, as a multiple of the next's"
+    )
 
 
 class Schedule(Section):

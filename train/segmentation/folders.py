@@ -63,9 +63,13 @@ def list_files(root: Path, split: str) -> list[tuple[str, Path, Path]]:
     if has_splits(root):
         return pairs(split_folders(root, split))
     files = pairs((root / "images", root / "masks"))
-    held = files[EVERY - 1 :: EVERY] or files[-1:]
-    chosen = {name for name, _, _ in held}
-    return held if split == "val" else [file for file in files if file[0] not in chosen]
+    return hold_out(files, split)
+
+
+def hold_out(files: list, split: str) -> list:
+    """Choose every tenth file, at least one, for the split "val", and the others for "train"."""
+    held = range(EVERY - 1, len(files), EVERY) or range(len(files))[-1:]
+    return [file for place, file in enumerate(files) if (place in held) == (split == "val")]
 
 
 def split_folders(root: Path, split: str) -> tuple[Path, Path] | None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..checkpoint import KIND, SEGMENTER, TRAINED, read_file
 from ..errors import UserError, one_line
+from ..layers import describe_decay, layer_depths
 from ..shipped import resolve
 from ..weights import kind_of, other_classes, places_of, read_official, renumber, weights_of
 from .config import Config, Model
@@ -153,7 +154,7 @@ def load_backbone(model: nn.Module, path: str) -> None:
 def peak_rate(config: Config) -> tuple[float, str]:
     """Give the peak learning rate, and the arithmetic that led to it in words."""
     optim, total = config.optim, config.run.total_batch
-    part = f", backbone x {optim.backbone:g}"
+    part = f", backbone x {optim.backbone:g}{describe_decay(optim.layer_decay)}"
     if optim.lr is not None:
         return optim.lr, f"learning rate {optim.lr:g} as given{part}"
     rate = optim.lr_per_batch * total / optim.batch
@@ -161,11 +162,12 @@ def peak_rate(config: Config) -> tuple[float, str]:
 
 
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Create AdamW with four groups: head and backbone, each with and without weight decay.
+    """Create AdamW with four groups: head and backbone, each with and without weight decay; more for layers if asked.
 
     Norms, 1-D parameters and embeddings (queries', levels') are not decayed.
     """
-    rate, decay = peak_rate(config)[0], config.optim.weight_decay
+    rate, decay, layer_decay = peak_rate(config)[0], config.optim.weight_decay, config.optim.layer_decay
+    depths = {} if layer_decay is None else layer_depths(model)
     spared = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     groups = {}
     for name, parameter in model.named_parameters():
@@ -173,8 +175,10 @@ def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
             continue
         free = parameter.ndim < 2 or name in spared or name.endswith("level_embedding")
         inside = name.startswith(BACKBONE)
-        key = (inside, free)
+        key = (inside, free, depths.get(name, 0))
         group = {"lr": rate * (config.optim.backbone if inside else 1), "weight_decay": 0.0 if free else decay}
+        if depths:
+            group["lr_scale"] = layer_decay ** depths[name]
         groups.setdefault(key, group | {"params": []})["params"].append(parameter)
     return torch.optim.AdamW([groups[key] for key in sorted(groups)], betas=config.optim.betas, fused=True)
 

@@ -3,17 +3,18 @@
 from pathlib import Path
 
 from ..errors import UserError
-from . import ade20k, cityscapes, coco, digits, folders
+from . import ade20k, cityscapes, coco, digits, folders, labelme, voc
 from .coco_json import task_of
 from .coco_layouts import find_json, has_json
 from .types import TASKS
 
-KINDS = ("ade20k", "cityscapes", "coco", "folder", "digits")
-TASKS_OF = {"ade20k": ("semantic",), "coco": ("instance", "panoptic")}
+KINDS = ("ade20k", "cityscapes", "coco", "voc", "labelme", "folder", "digits")
+TASKS_OF = {"ade20k": ("semantic",), "coco": ("instance", "panoptic"), "labelme": ("semantic", "instance")}
 DIGITS_LENGTH = 1000
 LAYOUTS = (
     "expected ADE20K (images/training), Cityscapes (leftImg8bit/), COCO (annotations/instances_train2017.json, "
-    "annotations/train.json or train.json), a COCO json, or images/ and masks/"
+    "annotations/train.json or train.json), a COCO json, Pascal VOC (JPEGImages/ with Annotations/ or "
+    "SegmentationClass/), labelme's jsons beside the pictures, or images/ and masks/"
 )
 
 
@@ -45,6 +46,10 @@ def guess(path: Path) -> str:
         return "ade20k"
     if (path / "leftImg8bit").is_dir():
         return "cityscapes"
+    if voc.is_voc(path):
+        return "voc"
+    if labelme.is_labelme(path):
+        return "labelme"
     if (path / "images").is_dir() or folders.has_splits(path):
         return "folder"
     raise UserError(f"{path} looks like no known data set: {LAYOUTS}")
@@ -57,6 +62,8 @@ def tasks_of(path: Path, kind: str) -> tuple[str, ...]:
     if kind == "coco":
         found = [task for task in TASKS_OF[kind] if has_json(path, task)]
         return tuple(found) or TASKS_OF[kind]
+    if kind == "voc":
+        return voc.tasks_of(path)
     if kind == "folder":
         return TASKS if folders.id_table(path, "semantic")[0].vocabulary.things else ("semantic",)
     return TASKS_OF.get(kind, TASKS)
@@ -83,11 +90,11 @@ def open_source(
     kind : str, optional
         One of KINDS; guessed by default.
     images : Path, optional
-        Folder of a COCO json's pictures.
+        Folder of the pictures of COCO's or labelme's jsons.
     skip_empty : bool
         COCO: leave out pictures without objects, as the published training does.
     boxes : bool
-        COCO: take the box of an object without an outline for its mask.
+        COCO: take the box of an object without an outline for its mask; Pascal VOC: take the boxes.
 
     Returns
     -------
@@ -112,6 +119,10 @@ def open_source(
         return cityscapes.open_cityscapes(path, split, task)
     if kind == "folder":
         return folders.open_folder(path, split, task)
+    if kind == "voc":
+        return voc.open_voc(path, split, task, boxes)
+    if kind == "labelme":
+        return labelme.open_labelme(path, split, task, images)
     if kind == "digits":
         return digits.DigitsSource(split, DIGITS_LENGTH, task)
     return open_coco(path, split, task, images, skip_empty, boxes)
