@@ -193,10 +193,11 @@ def pad(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture ready for testing: image (3, H, W) float32, and (h, w), the part of it that is no padding."""
+    """A picture ready for testing: image (3, H, W) float32; (h, w), the part that is no padding; whether mirrored."""
 
     image: Tensor
     size: tuple[int, int]
+    flipped: bool = False
 
 
 class EvalTransform:
@@ -213,10 +214,11 @@ class EvalTransform:
     def __init__(self, short: int | None = None, longest: int | None = None):
         self.short, self.longest = short, longest or 4 * (short or 0)
 
-    def __call__(self, picture: np.ndarray) -> Prepared:
-        """Prepare a picture (H, W, 3) uint8."""
+    def __call__(self, picture: np.ndarray, scale: float = 1, flipped: bool = False) -> Prepared:
+        """Prepare a picture (H, W, 3) uint8, at a multiple of the size for testing, and mirrored if asked."""
         height, width = picture.shape[:2]
         size = fit_sides(height, width, self.short, self.longest) if self.short else (height, width)
-        image = torch.tensor(picture).permute(2, 0, 1)
+        size = scaled(*size, scale)
+        image = torch.tensor(picture[:, ::-1].copy() if flipped else picture).permute(2, 0, 1)
         image = cut(image, (0, 0, height, width), list(size), v2.InterpolationMode.BILINEAR)
-        return Prepared(pad(normalise(image), (SMALLEST, SMALLEST)), size)
+        return Prepared(pad(normalise(image), (SMALLEST, SMALLEST)), size, flipped)
