@@ -182,12 +182,14 @@ def cut(maps: Tensor, window: tuple[int, int, int, int], size: list[int], mode: 
 
 def normalise(image: Tensor) -> Tensor:
     """Turn uint8 (3, H, W) into what the network takes, float32."""
-    return F.normalize(F.to_dtype(image, torch.float32, scale=True), list(MEAN), list(STD))
+    return F.normalize(F.to_dtype(image, torch.float32, scale=True), list(MEAN), list(STD), inplace=True)
 
 
 def pad(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Fill maps (c, h, w) with zeros at the right and at the bottom, to at least ``size``."""
     height, width = maps.shape[1:]
+    if height >= size[0] and width >= size[1]:
+        return maps
     return torch.nn.functional.pad(maps, (0, max(0, size[1] - width), 0, max(0, size[0] - height)))
 
 
