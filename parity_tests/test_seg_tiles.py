@@ -219,7 +219,7 @@ class BySide(nn.Module):
         """Look at the width only."""
         chances = torch.tensor([0.6, 0.4, 1e-9] if images.shape[3] > 100 else [0.1, 0.9, 1e-9])
         return output(
-            [(chances.log()[None, None], torch.full((1, 1, images.shape[2] // 4, images.shape[3] // 4), 9.0))]
+            [(chances.log()[None, None], torch.full((1, 1, *(-(-side // 4) for side in images.shape[2:])), 9.0))]
         )
 
 
@@ -261,7 +261,7 @@ class Many(nn.Module):
     def forward(self, images):
         """Look at the size only."""
         generator = torch.Generator().manual_seed(0)
-        shape = (1, 20, images.shape[2] // 4, images.shape[3] // 4)
+        shape = (1, 20, *(-(-side // 4) for side in images.shape[2:]))
         return output([(torch.randn(1, 20, 601, generator=generator), torch.randn(shape, generator=generator))])
 
 
@@ -291,3 +291,13 @@ def test_large_pictures_are_refused_whole_and_taken_in_tiles(monkeypatch):
     with pytest.raises(UserError, match="pass --judge.tile 1024 to cut pictures into tiles"):
         see(picture)
     assert len(see(picture, tile=64)[0]["panoptic"].segments) == 2
+
+
+@pytest.mark.parametrize("short", [None, 100])
+def test_scores_are_means_and_no_sums_where_tiles_overlap(short):
+    views, words = [EvalTransform(short)(paint((150, 170)))], Vocabulary(VOCABULARY.classes[:2], "two")
+    look = tiles.View(BySide(), views[0], (150, 170), ["semantic"], words, Judge(tile=64), nullcontext())
+    with torch.inference_mode():
+        scores = torch.cat([look.scores(first, first + 10) for first in range(0, 150, 10)], dim=1)
+    expected = torch.tensor([0.1, 0.9])[:, None, None].expand(2, 150, 170) * torch.tensor(9.0).sigmoid()
+    assert torch.allclose(scores, expected, atol=1e-5)
