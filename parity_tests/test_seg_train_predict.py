@@ -139,7 +139,7 @@ def test_memory_is_bounded_by_the_picture(task, queries, classes):
 def test_what_the_network_sees_at_once_is_bounded():
     prepared = EvalTransform()(np.zeros((4, 3_000_000, 3), dtype=np.uint8))
     with pytest.raises(
-        UserError, match="would see 3,000,000 x 32 pixels at once, more than 8,388,608: pass --data.test"
+        UserError, match="would see 3,000,000 x 32 pixels at once, more than 8,388,608: pass --judge.tile 1024"
     ):
         inference.predict(None, prepared, (4, 3_000_000), ["semantic"], None, Judge(), nullcontext())
 

@@ -55,7 +55,7 @@ def squares(positions: np.ndarray, sides: np.ndarray, colours: list, fill: np.nd
     return PatchCollection(shapes, facecolors=faces, edgecolors=[colours[i] for i in order], linewidths=0.6)
 
 
-def draw_tokens(axes, picture: np.ndarray, positions: np.ndarray, strides: np.ndarray) -> None:
+def draw_tokens(axes, picture: np.ndarray, positions: np.ndarray, strides: np.ndarray, size=None) -> None:
     """Draw tokens over a faded picture: a dot in its cell, and a square as wide as the local stride.
 
     Parameters
@@ -65,14 +65,17 @@ def draw_tokens(axes, picture: np.ndarray, positions: np.ndarray, strides: np.nd
     positions : ndarray of int, shape (n, 2)
     strides : ndarray of int, shape (n,)
         Cells of the finest grid.
+    size : tuple of int, optional
+        Height and width in pixels of what the positions are in, if the picture is a smaller copy of it.
     """
-    axes.imshow(faded(picture))
+    height, width = size or picture.shape[:2]
+    axes.imshow(faded(picture), extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     colours = [STRIDES.get(stride, WIDER) for stride in strides.tolist()]
     wide = np.flatnonzero(strides > 1)
     frames = positions[wide], strides[wide] * CELL - 1.0, [colours[i] for i in wide], 0.4 / strides[wide]
     axes.add_collection(squares(*frames))
     axes.add_collection(squares(positions, np.full(len(positions), DOT), colours, np.ones(len(positions))))
-    bare(axes, picture)
+    bare(axes, np.broadcast_to(0, (height, width)))
 
 
 def draw_clusters(axes, picture: np.ndarray, positions: np.ndarray, cluster: np.ndarray) -> None:

@@ -27,14 +27,13 @@ from .evaluation import autocast
 from .outputs import Outputs
 from .predict_class import name_pictures
 from .reading import ImageError, describe_unread, list_pictures
-from .segmentation.augment import EvalTransform
 from .segmentation.config import Config
-from .segmentation.inference import predict
 from .segmentation.model import build_model, load_strictly
 from .segmentation.opening import known_vocabulary, unpack_vocabulary
 from .segmentation.pictured import draw_result, list_segments
 from .segmentation.pictures import read_picture
-from .segmentation.tokens import find_tokens
+from .segmentation.tiles import cut_view, predict, prepare_views
+from .segmentation.tokens import find_tile_tokens
 from .segmentation.types import TASKS, Vocabulary
 from .shipped import one_of
 from .show import as_png
@@ -65,12 +64,11 @@ class Predictor:
 
     def __call__(self, picture: np.ndarray, task: str):
         """Segment a picture (H, W, 3) uint8: the prediction, the tokens of each stage, and the size the network saw."""
-        prepared = EvalTransform(self.config.data.test_short, self.config.data.test_longest)(picture)
-        precision = autocast(self.config, self.ranks)
-        arguments = (picture.shape[:2], [task], self.vocabulary, self.config.judge, precision)
+        views, size, judge = prepare_views(picture, self.config), picture.shape[:2], self.config.judge
+        precision, first = autocast(self.config, self.ranks), views[0]
         try:
-            found = predict(self.model, prepared, *arguments)[task]
-            return found, find_tokens(self.model, prepared.image), prepared.size
+            found = predict(self.model, views, size, [task], self.vocabulary, judge, precision)[task]
+            return found, find_tile_tokens(self.model, first.image, cut_view(first, size, judge)), first.size
         except ValueError as error:
             raise UserError(one_line(error)) from error
 
@@ -101,6 +99,15 @@ def open_predictor(checkpoint: str | None, config: str | None, official: str | N
         raise UserError("name the weights: --pretrained NAME, --checkpoint FILE, or --config NAME with --official FILE")
     ranks = Ranks(settings.run.device)
     return Predictor(model.eval().to(ranks.device), settings, vocabulary, task, ranks)
+
+
+def how_to_look(options) -> list[str]:
+    """Turn the options of tiles and views into overrides of a segmenter's config."""
+    values = {"tile": options.tile, "tile_overlap": options.tile_overlap, "scales": options.scales}
+    given = {key: value for key, value in values.items() if value is not None} | (
+        {"flip": True} if options.flip else {}
+    )
+    return [part for key, value in given.items() for part in (f"--judge.{key}", json.dumps(value))]
 
 
 def find_pictures(path: Path, out: Path) -> dict[str, Path]:
@@ -150,9 +157,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", help="a config's name or YAML file, with --official; a checkpoint brings its own")
     parser.add_argument("--task", choices=TASKS, help="default: what the network was trained for")
     parser.add_argument("--least", type=float, default=0.5, help="instance: least score shown and listed")
+    parser.add_argument(
+        "--tile", type=int, help="cut large pictures into overlapping tiles with sides of so many pixels"
+    )
+    parser.add_argument("--tile-overlap", type=int, help="pixels that neighbouring tiles share; default: tile / 8")
+    parser.add_argument("--flip", action="store_true", help="semantic, instance: look at the mirrored picture, too")
+    parser.add_argument("--scales", type=float, nargs="+", help="semantic, instance: look at these sizes: 0.75 1 1.25")
     parser.add_argument("--out", default="predictions", help="folder to write to")
     options, overrides = parser.parse_known_args(arguments)
     options.checkpoint = one_of(options.checkpoint, options.official, options.pretrained)
+    overrides = [*how_to_look(options), *overrides]
     pictures = find_pictures(Path(options.path), Path(options.out))
     weights = [Path(each) for each in (options.checkpoint, options.official) if each]
     outputs = Outputs(Path(options.out), [*pictures.values(), *weights])

@@ -182,21 +182,24 @@ def cut(maps: Tensor, window: tuple[int, int, int, int], size: list[int], mode: 
 
 def normalise(image: Tensor) -> Tensor:
     """Turn uint8 (3, H, W) into what the network takes, float32."""
-    return F.normalize(F.to_dtype(image, torch.float32, scale=True), list(MEAN), list(STD))
+    return F.normalize(F.to_dtype(image, torch.float32, scale=True), list(MEAN), list(STD), inplace=True)
 
 
 def pad(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Fill maps (c, h, w) with zeros at the right and at the bottom, to at least ``size``."""
     height, width = maps.shape[1:]
+    if height >= size[0] and width >= size[1]:
+        return maps
     return torch.nn.functional.pad(maps, (0, max(0, size[1] - width), 0, max(0, size[0] - height)))
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture ready for testing: image (3, H, W) float32, and (h, w), the part of it that is no padding."""
+    """A picture ready for testing: image (3, H, W) float32; (h, w), the part that is no padding; whether mirrored."""
 
     image: Tensor
     size: tuple[int, int]
+    flipped: bool = False
 
 
 class EvalTransform:
@@ -213,10 +216,11 @@ class EvalTransform:
     def __init__(self, short: int | None = None, longest: int | None = None):
         self.short, self.longest = short, longest or 4 * (short or 0)
 
-    def __call__(self, picture: np.ndarray) -> Prepared:
-        """Prepare a picture (H, W, 3) uint8."""
+    def __call__(self, picture: np.ndarray, scale: float = 1, flipped: bool = False) -> Prepared:
+        """Prepare a picture (H, W, 3) uint8, at a multiple of the size for testing, and mirrored if asked."""
         height, width = picture.shape[:2]
         size = fit_sides(height, width, self.short, self.longest) if self.short else (height, width)
-        image = torch.tensor(picture).permute(2, 0, 1)
+        size = scaled(*size, scale)
+        image = torch.tensor(picture[:, ::-1].copy() if flipped else picture).permute(2, 0, 1)
         image = cut(image, (0, 0, height, width), list(size), v2.InterpolationMode.BILINEAR)
-        return Prepared(pad(normalise(image), (SMALLEST, SMALLEST)), size)
+        return Prepared(pad(normalise(image), (SMALLEST, SMALLEST)), size, flipped)

@@ -94,7 +94,34 @@ class Judge(Section):
     areas: tuple[float, float] | None = Field(None, description="small below, large above, pixels; null: COCO's")
     object_threshold: float = Field(0.8, ge=0, le=1, description="panoptic: least probability of a segment's class")
     overlap_threshold: float = Field(0.8, ge=0, le=1, description="panoptic: least share of its mask left to it")
-    top: int = Field(100, ge=1, description="instances kept of a picture")
+    top: int = Field(100, ge=1, description="instances kept of a picture, or of each of its tiles")
+    tile: int | None = Field(None, ge=64, description="side of overlapping tiles, pixels the network sees; null: none")
+    tile_overlap: int | None = Field(
+        None, ge=8, description="pixels that neighbours share; null: an eighth of the tile"
+    )
+    flip: bool = Field(False, description="look at the mirrored picture, too")
+    scales: list[Annotated[float, Field(gt=0, le=8)]] = Field([1.0], min_length=1, description="sizes to look at")
+
+    @model_validator(mode="after")
+    def overlapping(self):
+        """Refuse tiles that do not overlap, or of which more than two lie over each other in a row."""
+        if self.tile_overlap and not self.tile:
+            raise ValueError("judge.tile_overlap needs judge.tile, the tiles' side")
+        if self.tile and self.shared > self.tile // 2:
+            raise ValueError(
+                f"judge.tile_overlap must be at most half of judge.tile ({self.tile // 2}), not {self.tile_overlap}"
+            )
+        return self
+
+    @property
+    def several(self) -> bool:
+        """Whether a picture is looked at otherwise than once, at its size for testing."""
+        return self.flip or self.scales != [1]
+
+    @property
+    def shared(self) -> int:
+        """Pixels that neighbouring tiles share, at least; 0 without tiles."""
+        return self.tile_overlap or (self.tile or 0) // 8
 
 
 class Run(base.Run):

@@ -70,20 +70,46 @@ class Enlarger:
         lower = (upper + 1).clamp(max=self.inner[0] - 1)
         start, end = int(upper[0]), int(lower[-1]) + 1
         wide = make(start, end)
-        wide = resize_bilinear(wide, (end - start, self.outer[1]))
-        share = (place - upper).to(wide)[:, None]
-        return torch.lerp(wide[:, (upper - start).to(wide.device)], wide[:, (lower - start).to(wide.device)], share)
+        return sample_rows(resize_bilinear(wide, (end - start, self.outer[1])), place - start)
 
     def parts(self, numbers: Tensor) -> Iterator[Tensor]:
         """Split numbers (n,) into as many at a time as may be enlarged together."""
         return iter(numbers.split(self.count)) if len(numbers) else iter(())
 
 
+def sample_rows(maps: Tensor, places: Tensor) -> Tensor:
+    """Interpolate maps (k, h, w) at rows (r,) float64 from 0 to h - 1, linearly: (k, r, w)."""
+    upper = places.long()
+    lower = (upper + 1).clamp(max=maps.shape[1] - 1)
+    share = (places - upper).to(maps)[:, None]
+    return torch.lerp(maps[:, upper.to(maps.device)], maps[:, lower.to(maps.device)], share)
+
+
+@torch.inference_mode()
+def run_network(model: nn.Module, image: Tensor, autocast) -> tuple[Tensor, Tensor]:
+    """Give the logits of the classes (q, classes + 1) and of the masks (q, h, w), float32, of an image (3, H, W).
+
+    Raises
+    ------
+    UserError
+        The image has more than ``MOST_INPUT`` pixels.
+    """
+    height, width = image.shape[1:]
+    if height * width > MOST_INPUT:
+        raise UserError(
+            f"the network would see {width:,} x {height:,} pixels at once, more than {MOST_INPUT:,}: "
+            f"pass --judge.tile 1024 to cut pictures into tiles, or --data.test_short 1024 to scale them down"
+        )
+    with autocast:
+        output = model(image[None].to(next(model.parameters()).device))
+    return output.class_queries_logits[0].float(), output.masks_queries_logits[0].float()
+
+
 @torch.inference_mode()
 def predict(
     model: nn.Module, prepared: Prepared, size: tuple[int, int], tasks, vocabulary: Vocabulary, rules: Judge, autocast
 ) -> dict:
-    """Segment a picture.
+    """Segment a picture that the network sees once and whole; ``tiles.predict`` is for all pictures.
 
     Parameters
     ----------
@@ -111,16 +137,7 @@ def predict(
     UserError
         The picture has more than ``MOST_INPUT`` pixels as it is prepared.
     """
-    height, width = prepared.image.shape[1:]
-    if height * width > MOST_INPUT:
-        raise UserError(
-            f"the network would see {width:,} x {height:,} pixels at once, more than {MOST_INPUT:,}: "
-            f"pass --data.test_short 1024 to scale pictures down"
-        )
-    device = next(model.parameters()).device
-    with autocast:
-        output = model(prepared.image[None].to(device))
-    classes, masks = output.class_queries_logits[0].float(), output.masks_queries_logits[0].float()
+    classes, masks = run_network(model, prepared.image, autocast)
     enlarge = Enlarger(tuple(masks.shape[1:]), prepared.size, size)
     makers: dict[str, Callable] = {
         "semantic": lambda: semantic_labels(classes, masks, enlarge),

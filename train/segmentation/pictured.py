@@ -145,7 +145,9 @@ def draw_result(picture: np.ndarray, segments: list[dict], stages: list[dict], i
     -------
     Figure
     """
-    seen = np.asarray(Image.fromarray(picture).resize((inner[1], inner[0]), Image.Resampling.BILINEAR))
+    step = -(-max(inner) // DRAWN)
+    small = max(1, inner[1] // step), max(1, inner[0] // step)
+    seen = np.asarray(Image.fromarray(picture).resize(small, Image.Resampling.BILINEAR))
     shape = min(4.0, max(0.25, picture.shape[0] / picture.shape[1]))
     width = 6.5 if shape <= 1 else 6.5 / shape
     figure = Figure(figsize=(2 * max(width, 3.0), 2 * max(width * shape, 2.2) + 1.3), layout="constrained")
@@ -155,7 +157,7 @@ def draw_result(picture: np.ndarray, segments: list[dict], stages: list[dict], i
     draw_segments(first, picture, segments)
     first.set_title(f"{len(segments)} segments")
     for number, (axes, stage) in enumerate(zip(others, stages[1:], strict=True), 1):
-        draw_tokens(axes, seen, stage["positions"], stage["strides"])
+        draw_tokens(axes, seen, stage["positions"], stage["strides"], inner)
         axes.set_title(f"merge {number} kept {len(stage['positions']):,} tokens")
     stride_legend(figure, set(np.concatenate([stage["strides"] for stage in stages[1:]]).tolist()))
     return figure

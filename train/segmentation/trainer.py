@@ -28,11 +28,11 @@ from ..run import Run
 from ..task import Task
 from ..weights import other_classes
 from .config import Config
-from .inference import predict
 from .judges import create_judges
 from .model import build_model, build_optimizer, build_scheduler, peak_rate
 from .opening import open_sets, pack_vocabulary
 from .samples import Batch, EvalSamples, SegmentationSamples
+from .tiles import predict, prepare_views
 from .types import Vocabulary
 
 SCORES = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}
@@ -270,8 +270,9 @@ def evaluate(
             say(line)
         if batch.asked != batch.used:
             continue
+        views = prepare_views(batch.truth.image, config) if config.judge.several else [batch.images]
         predictions = predict(
-            model, batch.images, batch.truth.image.shape[:2], judges.tasks, vocabulary, config.judge,
+            model, views, batch.truth.image.shape[:2], judges.tasks, vocabulary, config.judge,
             autocast(config, ranks),
         )  # fmt: skip
         try:
