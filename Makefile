@@ -11,7 +11,8 @@ endif
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 
 KERNELS = -q parity_tests/ops/test_merging_cpu.py parity_tests/ops/test_sampling_cpu.py \
-	parity_tests/ops/test_attention.py parity_tests/ops/test_nearest.py
+	parity_tests/ops/test_attention.py parity_tests/ops/test_nearest.py \
+	parity_tests/ops/test_nearest_paths.py parity_tests/ops/test_ordering.py
 FAST = -q parity_tests/test_golden.py parity_tests/test_golden_segmentation.py parity_tests/test_mirror.py $(KERNELS)
 
 .PHONY: demo demo-classify test test-fast test-kernels sanitize test-notebooks notebooks lab lint bench clean

@@ -4,7 +4,19 @@ import math
 
 import torch
 
+from . import ops
 from .curves import curve_ranks
+from .ops.ordering.plain import anchor_ratio, cluster_sums
+
+__all__ = [
+    "anchor_ratio",
+    "balanced_clusters",
+    "check_positions",
+    "cluster_order",
+    "cluster_sums",
+    "cluster_tokens",
+    "patch_grid",
+]
 
 
 def check_positions(positions, canvas):
@@ -44,47 +56,6 @@ def patch_grid(n, cluster_size, canvas):
     return max(1, round(h / side)), max(1, round(w / side))
 
 
-def anchor_ratio(positions, ranks, canvas):
-    """Rank of each token's patch and the square of Eq. 1.
-
-    Parameters
-    ----------
-    positions : (B, n, 2) int64 tensor
-    ranks : (nh, nw) int64 tensor
-    canvas : (h, w)
-
-    Returns
-    -------
-    patch_rank : (B, n) int64 tensor
-    ratio : (B, n) float64 tensor
-        One division of two exact integers; 0 with a single patch.
-    """
-    (h, w), (nh, nw) = canvas, ranks.shape
-    x, y = positions.unbind(-1)
-    patch = (y * nh // h) * nw + x * nw // w
-    patch_rank = ranks.flatten()[patch]
-    if nh * nw == 1:
-        return patch_rank, torch.zeros_like(patch, dtype=torch.float64)
-    path = torch.empty_like(ranks.flatten()).scatter_(0, ranks.flatten(), torch.arange(nh * nw, device=ranks.device))
-    anchor_x = (2 * (path % nw) + 1) * w - nw  # in the curve's order, scaled by 2 nw
-    anchor_y = (2 * (path // nw) + 1) * h - nh
-    previous = _squared_distance(positions, _extended(anchor_x)[patch_rank], _extended(anchor_y)[patch_rank], nh, nw)
-    after = patch_rank + 2
-    following = _squared_distance(positions, _extended(anchor_x)[after], _extended(anchor_y)[after], nh, nw)
-    return patch_rank, previous.double() / following.clamp(min=1).double()
-
-
-def _extended(anchor):
-    """Prolong the curve by a mirror image at both ends: the anchor of rank i moves to i + 1."""
-    return torch.cat([2 * anchor[:1] - anchor[1:2], anchor, 2 * anchor[-1:] - anchor[-2:-1]])
-
-
-def _squared_distance(positions, anchor_x, anchor_y, nh, nw):
-    dx = (positions[..., 0] * (2 * nw) - anchor_x) * nh
-    dy = (positions[..., 1] * (2 * nh) - anchor_y) * nw
-    return dx * dx + dy * dy
-
-
 def balanced_clusters(positions, cluster_size, canvas, curve="scanline"):
     """Group tokens into clusters of equal size (Fig. 3).
 
@@ -116,23 +87,10 @@ def balanced_clusters(positions, cluster_size, canvas, curve="scanline"):
 
 def cluster_order(positions, cluster_size, canvas, curve="scanline"):
     """``balanced_clusters`` without its checks, so that it never waits for the device."""
-    n = positions.shape[1]
-    ranks = curve_ranks(*patch_grid(n, cluster_size, canvas), curve, positions.device)
-    patch_rank, ratio = anchor_ratio(positions, ranks, canvas)
-    order = (positions[..., 1] * canvas[1] + positions[..., 0]).argsort(dim=1)  # the last key first, each sort stable
-    order = order.gather(1, ratio.gather(1, order).argsort(dim=1, stable=True))
-    order = order.gather(1, patch_rank.gather(1, order).argsort(dim=1, stable=True))
-    number = torch.arange(n, device=positions.device) // cluster_size
-    cluster = torch.empty_like(order).scatter_(1, order, number.expand_as(order))
-    return order, cluster
+    return cluster_tokens(positions, cluster_size, canvas, curve)[:2]
 
 
-def cluster_sums(positions, order, cluster_size):
-    """Return S (B, k, 2) and c (k,), int64: each cluster's sum of positions and count. Its centre is S / c."""
-    n = order.shape[1]
-    k = -(-n // cluster_size)
-    ordered = positions.gather(1, order[..., None].expand(-1, -1, 2))
-    ordered = torch.nn.functional.pad(ordered, (0, 0, 0, k * cluster_size - n))
-    sums = ordered.unflatten(1, (k, cluster_size)).sum(dim=2)
-    counts = (n - cluster_size * torch.arange(k, device=order.device)).clamp(max=cluster_size)
-    return sums, counts
+def cluster_tokens(positions, cluster_size, canvas, curve="scanline"):
+    """All that ``ops.ordering.Clusters`` holds, of positions (B, n, 2) int64, as ``cluster_order``."""
+    ranks = curve_ranks(*patch_grid(positions.shape[1], cluster_size, canvas), curve, positions.device)
+    return ops.cluster_tokens(positions, ranks, cluster_size, canvas)

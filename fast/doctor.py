@@ -91,7 +91,7 @@ def check(device):
     with torch.no_grad(), dispatch.force(**plainest):
         expected = model(images)
     worst = 0
-    for operator in ("nearest", "attention", "merging"):
+    for operator in ("nearest", "ordering", "attention", "merging"):
         for path in dispatch.PATHS[operator][:-1]:
             if dispatch.why_not(operator, path, device):
                 continue

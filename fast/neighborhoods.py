@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .clustering import cluster_order, cluster_sums
+from .clustering import cluster_tokens
 from .ops import dispatch, nearest_clusters, nearest_tokens
 from .ops.attention import Plan, fake_plan, make_plan
 from .ops.indexing import gather_rows
@@ -117,22 +117,22 @@ def _stage_geometry(
 ) -> list[Tensor]:
     """Return order, cluster, members, place and nearest, as in a StageGeometry, and the tensors of the path's plan."""
     with torch.inference_mode(False):  # so that what was made in inference mode can be kept for training
-        order, cluster = cluster_order(positions, cluster_size, (h, w), curve)
-        members, place, nearest = _who_sees_whom(positions, order, cluster_size, neighborhood)
-        return [order, cluster, members, place, nearest, *make_plan(path, positions, members, nearest, dtype)]
+        clusters = cluster_tokens(positions, cluster_size, (h, w), curve)
+        members, place, nearest = _who_sees_whom(positions, clusters, cluster_size, neighborhood)
+        parts = [clusters.order, clusters.cluster, members, place, nearest]
+        return [*parts, *make_plan(path, positions, members, nearest, dtype)]
 
 
-def _who_sees_whom(positions, order, cluster_size, neighborhood):
-    """Members, place and nearest of a StageGeometry; none shares memory with another or with ``order``."""
-    batch, n = order.shape
-    token = torch.arange(n, device=order.device).repeat(batch, 1)
+def _who_sees_whom(positions, clusters, cluster_size, neighborhood):
+    """Members, place and nearest of a StageGeometry."""
+    batch, n = clusters.order.shape
     if neighborhood >= n:
+        token = torch.arange(n, device=positions.device).repeat(batch, 1)
         return token[:, None].clone(), token, token.new_zeros(batch, n, 1)
-    sums, counts = cluster_sums(positions, order, cluster_size)
-    k = len(counts)
-    nearest = nearest_clusters(positions, sums, counts, nearest_count(neighborhood, cluster_size, k))
-    padded = torch.cat([order, order.new_full((batch, k * cluster_size - n), -1)], dim=1)
-    return padded.view(batch, k, cluster_size), torch.empty_like(order).scatter_(1, order, token), nearest
+    k = clusters.sums.shape[1]
+    counts = (n - cluster_size * torch.arange(k, device=positions.device)).clamp(max=cluster_size)
+    seen = nearest_count(neighborhood, cluster_size, k)
+    return clusters.members, clusters.place, nearest_clusters(positions, clusters.sums, counts, seen)
 
 
 @_stage_geometry.register_fake

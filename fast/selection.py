@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from . import ops
+
 
 class Importance(nn.Module):
     """s = sigmoid(linear(f)): features (B, n, C) -> (B, n) in (0, 1), in at least float32 also under autocast."""
@@ -99,6 +101,4 @@ def select(scores, prior, reserved, keep, alpha):
 def choose(scores, prior, reserved, keep, alpha):
     """``select`` without its checks, so that it never waits for the device."""
     value = prior.double() + alpha * scores.detach().double()
-    value = torch.where(reserved, torch.inf, value)
-    best_first = value.sort(dim=1, descending=True, stable=True).indices
-    return best_first[:, :keep].sort(dim=1).values
+    return ops.choose(torch.where(reserved, torch.inf, value), keep)

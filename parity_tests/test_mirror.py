@@ -45,7 +45,7 @@ MODULES = {
 }
 REFERENCE_ONLY = {"neighborhoods.scaled_distances"}  # a step of the brute-force search
 FAST_ONLY = {  # unchecked forms, how to gather, how to begin, and what the reference writes in place
-    *("cluster_order", "choose", "weight_network", "projection", "lookup_tables"),
+    *("cluster_order", "cluster_tokens", "choose", "weight_network", "projection", "lookup_tables"),
     *("init_matrices", "level_codes", "output", "important_points", "position_terms"),
 }
 RENAMED = {"image": "images"}  # the backbone of fast takes a batch

@@ -21,6 +21,7 @@ PATHS = {  # operator: paths, best first; the last one works everywhere
     "attention": ("triton", "cpu", "clusters", "plain"),
     "merging": ("triton", "cpu", "plain"),
     "sampling": ("triton", "cpu", "plain"),
+    "ordering": ("cpu", "plain"),
 }
 MEANING = {
     "cuda": "CUDA kernels launched through CuPy",
@@ -132,7 +133,7 @@ def _choose(operator, device):
     for name in PATHS[operator]:
         if why_not(operator, name, device) is None and _passes(operator, name, device):
             break
-    fastest = PATHS[operator][0]
+    fastest = next(path_name for path_name in PATHS[operator] if path_name != "cpu")  # on a GPU
     if device.type == "cuda" and name != fastest:
         warnings.warn(
             f"{operator}: no path {fastest}: {why_not(operator, fastest, device)}; using {name}", stacklevel=5

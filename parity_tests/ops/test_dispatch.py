@@ -11,6 +11,7 @@ from fast import create_model, doctor
 from fast.ops import dispatch, native, support
 
 CPU = torch.device("cpu")
+WITHOUT_COMPILER = {operator: "plain" for operator in dispatch.PATHS} | {"nearest": "grid", "attention": "clusters"}
 COMPILED = native.unavailable() is None
 
 
@@ -28,15 +29,14 @@ def gpu_like(monkeypatch):
 
 def test_a_cpu_takes_the_best_path_that_it_can():
     taken = {operator: dispatch.path(operator, CPU) for operator in dispatch.PATHS}
-    without = {"nearest": "grid", "attention": "clusters", "merging": "plain", "sampling": "plain"}
     compiled = {operator: "cpu" for operator, paths in dispatch.PATHS.items() if "cpu" in paths and COMPILED}
-    assert taken == without | compiled
+    assert taken == WITHOUT_COMPILER | compiled
 
 
 def test_without_a_compiler_pytorch_is_taken(monkeypatch):
     monkeypatch.setattr(native, "unavailable", lambda: "no C++ compiler: apt install g++, or pip install ziglang")
     taken = {operator: dispatch.path(operator, CPU) for operator in dispatch.PATHS}
-    assert taken == {"nearest": "grid", "attention": "clusters", "merging": "plain", "sampling": "plain"}
+    assert taken == WITHOUT_COMPILER
     assert dispatch.why_not("attention", "cpu", CPU) == "no C++ compiler: apt install g++, or pip install ziglang"
 
 
@@ -56,6 +56,10 @@ def test_force_holds_inside_the_block_alone_and_nests():
             assert (dispatch.path("attention", CPU), dispatch.path("nearest", CPU)) == ("clusters", "plain")
         assert dispatch.path("attention", CPU) == "plain"
     assert dispatch.path("attention", CPU) == before != "plain"
+
+
+def test_a_gpu_misses_no_path_that_is_for_cpus(recwarn):
+    assert dispatch.path("ordering", torch.device("cuda")) == "plain" and not recwarn.list
 
 
 def test_unknown_operators_and_paths_are_named():

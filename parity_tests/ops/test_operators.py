@@ -92,7 +92,7 @@ def test_the_whole_model_compiles_to_one_graph_at_two_sizes():
 
 PATHS = {
     "best": {},
-    "clusters": {"attention": "clusters", "nearest": "grid", "merging": "plain", "sampling": "plain"},
+    "clusters": {operator: "plain" for operator in dispatch.PATHS} | {"attention": "clusters", "nearest": "grid"},
     "plain": {operator: paths[-1] for operator, paths in dispatch.PATHS.items()},
     "triton": {operator: "triton" for operator, paths in dispatch.PATHS.items() if "triton" in paths},
 }

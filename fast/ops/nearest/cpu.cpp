@@ -1,10 +1,10 @@
-// Where tokens are: nearest clusters, nearest tokens, local stride, cluster order, choice, transposed lists, on a CPU.
+// Nearest clusters, nearest tokens and local stride on a CPU.
 //
 // A search goes through a tree of boxes. The points are sorted along a Morton curve and cut into leaves of LEAF; the
 // boxes of FAN neighbours on one level are the children of one box on the next. Whatever the spread of the points, a
 // leaf's points lie together. A query, or a few neighbouring ones at once, descends to the nearest boxes first and
-// passes by those that cannot hold anything as near as the last one kept. Every result is exact and unique, so threads
-// may share the work in any way.
+// passes by those that cannot hold anything as near as the last one kept; a leaf that its neighbour found gives it a
+// distance to begin with. Every result is exact and unique, so threads may share the work in any way.
 #include "../native.h"
 
 #include <algorithm>
@@ -30,7 +30,7 @@ inline Vector load(const double* from) {
 }
 inline Vector all_lanes(double value) { return value - Vector{}; }
 inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
-inline Vector larger(Vector a, Vector b) { return a < b ? b : a; }
+inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 inline Vector absolute(Vector a) { return larger(a, -a); }
 inline double largest_lane(Vector v) {
     double most = v[0];
@@ -174,9 +174,10 @@ Tree build_tree(const int64_t* items, int64_t n, int64_t low, bool raster) {
     return tree;
 }
 
-// Offer to `best` all leaves that it wants, of the FAN boxes of a group on a level, the nearest first.
+// Offer to `best` all leaves but `guess` that it wants, of the FAN boxes of a group on a level, the nearest first; note
+// the first that is taken.
 template <class Best>
-void search(const Tree& tree, Best& best, int level, int64_t group) {
+void search(const Tree& tree, Best& best, int level, int64_t group, int64_t guess, int64_t& first) {
     typename Best::Distance gap[FAN], near[FAN];
     int child[FAN], count = 0;
     best.gaps(tree.levels[level], group * FAN, gap);
@@ -188,16 +189,23 @@ void search(const Tree& tree, Best& best, int level, int64_t group) {
     }
     for (int i = 0; i < count && best.wants(near[i]); i++) {
         const int64_t box = group * FAN + child[i];
-        if (level > 0)
-            search(tree, best, level - 1, box);
-        else
+        if (level > 0) {
+            search(tree, best, level - 1, box, guess, first);
+        } else if (box != guess) {
             best.take(tree, box * LEAF);
+            if (first < 0) first = box;
+        }
     }
 }
 
+// The same of the whole tree, but begin with the leaf `guess`: where it is near, much need not be looked at. Returns a
+// leaf to guess for a query near this one.
 template <class Best>
-void search(const Tree& tree, Best& best) {
-    search(tree, best, int(tree.levels.size()) - 1, 0);
+int64_t search(const Tree& tree, Best& best, int64_t guess) {
+    int64_t first = -1;
+    best.take(tree, guess * LEAF);
+    search(tree, best, int(tree.levels.size()) - 1, 0, guess, first);
+    return first < 0 ? guess : first;
 }
 
 // The K nearest points (K = 0: `count` of them, at most MOST) of LANES queries. Distance and tie make one number, the
@@ -344,9 +352,10 @@ struct Strides {
 };
 
 template <class Number, class Results>
-void search_one(const Tree& tree, Heap<Number>& heap, int64_t query, Number x, Number y, const Results& results) {
+void search_one(const Tree& tree, Heap<Number>& heap, int64_t query, Number x, Number y, const Results& results,
+                int64_t& guess) {
     heap.start(x, y);
-    search(tree, heap);
+    guess = search(tree, heap, guess);
     std::sort_heap(heap.found.begin(), heap.found.end());
     for (size_t i = 0; i < heap.found.size(); i++)
         results.put(tree, query, i, int64_t(heap.found[i].squared), int64_t(heap.found[i].tie));
@@ -355,12 +364,13 @@ void search_one(const Tree& tree, Heap<Number>& heap, int64_t query, Number x, N
 // Search for `count` queries, at most LANES, at (x, y), which are padded to LANES.
 template <int K, bool L1, class Results>
 void search_lanes(const Tree& tree, Heap<int64_t>& heap, const int64_t* query, int count, const double* x,
-                  const double* y, const Results& results) {
+                  const double* y, const Results& results, int64_t& guess) {
     const int tie_bits = bit_length(tree.n);
     Lanes<K, L1> best(int(heap.count), double(int64_t(1) << tie_bits), x, y);
-    search(tree, best);
+    guess = search(tree, best, guess);
     if (!(best.limit < EXACT)) {
-        for (int j = 0; j < count; j++) search_one<int64_t>(tree, heap, query[j], int64_t(x[j]), int64_t(y[j]), results);
+        for (int j = 0; j < count; j++)
+            search_one<int64_t>(tree, heap, query[j], int64_t(x[j]), int64_t(y[j]), results, guess);
         return;
     }
     for (int i = 0; i < best.count; i++)
@@ -372,18 +382,18 @@ void search_lanes(const Tree& tree, Heap<int64_t>& heap, const int64_t* query, i
 
 template <bool L1>
 void search_lanes(const Tree& tree, Heap<int64_t>& heap, const int64_t* query, int count, const double* x,
-                  const double* y, const Strides& results) {
-    search_lanes<2, L1>(tree, heap, query, count, x, y, results);
+                  const double* y, const Strides& results, int64_t& guess) {
+    search_lanes<2, L1>(tree, heap, query, count, x, y, results, guess);
 }
 template <bool L1>
 void search_lanes(const Tree& tree, Heap<int64_t>& heap, const int64_t* query, int count, const double* x,
-                  const double* y, const Numbers& results) {
+                  const double* y, const Numbers& results, int64_t& guess) {
     switch (results.k) {
-        case 1: return search_lanes<1, L1>(tree, heap, query, count, x, y, results);
-        case 4: return search_lanes<4, L1>(tree, heap, query, count, x, y, results);
-        case 6: return search_lanes<6, L1>(tree, heap, query, count, x, y, results);
-        case 9: return search_lanes<9, L1>(tree, heap, query, count, x, y, results);
-        default: return search_lanes<0, L1>(tree, heap, query, count, x, y, results);
+        case 1: return search_lanes<1, L1>(tree, heap, query, count, x, y, results, guess);
+        case 4: return search_lanes<4, L1>(tree, heap, query, count, x, y, results, guess);
+        case 6: return search_lanes<6, L1>(tree, heap, query, count, x, y, results, guess);
+        case 9: return search_lanes<9, L1>(tree, heap, query, count, x, y, results, guess);
+        default: return search_lanes<0, L1>(tree, heap, query, count, x, y, results, guess);
     }
 }
 
@@ -416,6 +426,7 @@ void search_whole(const Threads* threads, const int64_t* queries, const int64_t*
         const int64_t* points = queries + 2 * q * image;
         const auto results = results_of(image);
         Heap<int64_t> heap(k, L1);
+        int64_t guess = 0;
         for (int64_t first = begin; first < end; first += LANES) {
             const int count = int(std::min<int64_t>(LANES, end - first));
             double x[LANES], y[LANES];
@@ -423,12 +434,13 @@ void search_whole(const Threads* threads, const int64_t* queries, const int64_t*
                 const int64_t* point = points + 2 * order[first + std::min(j, count - 1)];
                 x[j] = double(point[0] * scale - low), y[j] = double(point[1] * scale - low);
             }
+            if (same) guess = first / LEAF;  // their own
             if (k <= MOST) {
-                search_lanes<L1>(tree, heap, order + first, count, x, y, results);
+                search_lanes<L1>(tree, heap, order + first, count, x, y, results, guess);
                 continue;
             }
             for (int j = 0; j < count; j++)
-                search_one<int64_t>(tree, heap, order[first + j], int64_t(x[j]), int64_t(y[j]), results);
+                search_one<int64_t>(tree, heap, order[first + j], int64_t(x[j]), int64_t(y[j]), results, guess);
         }
     });
 }
@@ -458,6 +470,7 @@ extern "C" void nearest_real(const Threads* threads, const double* queries, cons
     });
     parallel_pieces(threads, batch, q, LANES * GROUPS_AT_ONCE, [&](int64_t image, int64_t begin, int64_t end) {
         Heap<double> heap(k, false);
+        int64_t guess = 0;
         for (int64_t i = begin; i < end; i++) {
             const int64_t query = orders[image][i];
             double at[2];
@@ -465,7 +478,7 @@ extern "C" void nearest_real(const Threads* threads, const double* queries, cons
                 const double v = queries[2 * (q * image + query) + axis];
                 at[axis] = v != v ? 0 : std::min(std::max(v, -1e100), 1e100);
             }
-            search_one(trees[image], heap, query, at[0], at[1], Numbers{found + image * q * k, k});
+            search_one(trees[image], heap, query, at[0], at[1], Numbers{found + image * q * k, k}, guess);
         }
     });
 }

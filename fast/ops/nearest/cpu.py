@@ -1,4 +1,4 @@
-"""Nearest clusters, nearest tokens, local stride, cluster order and choice by compiled CPU kernels."""
+"""Nearest clusters, nearest tokens and local stride by compiled CPU kernels."""
 
 import math
 
