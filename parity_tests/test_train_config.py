@@ -94,3 +94,22 @@ def test_cuda_without_gpu_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="pass --run.device cpu"):
         Ranks("cuda")
+
+
+def test_first_weights_have_the_gain_that_is_asked_for():
+    """Linear layers of the backbone have std gain / sqrt(inputs); the importance's own 0.02 and all biases stay."""
+    from train.build import build_model as classifier
+    from train.config import Config
+    from train.segmentation.config import Config as SegmentConfig
+    from train.segmentation.model import build_model as segmenter
+
+    plain, asked = (classifier(Config(model={"name": "aff_mini", "init_gain": gain})) for gain in (None, 1.4))
+    sections = {"model": {"name": "aff_mini", "num_classes": 2, "init_gain": 1.4}}
+    for model in (asked, segmenter(SegmentConfig(**sections)).backbone):
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear) and module.weight.numel() > 5000:
+                spread = module.weight.std().item() * module.in_features**0.5
+                assert spread == pytest.approx(1.4 * 0.8796, rel=0.05), name  # normal numbers cut at two deviations
+                assert module.bias is None or not module.bias.any() or name == "head"
+    assert plain.stages[1].blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert asked.stages[1].importance.weight.abs().max().item() < 0.1

@@ -32,6 +32,7 @@ class Model(Section):
     num_classes: int = Field(1000, ge=1, description="number of classes")
     drop_path: float | None = Field(None, ge=0, lt=1, description="last block's rate; null: the variant's own")
     overrides: dict[str, Any] = Field({}, description="further arguments of fast.create_model, such as rate: 0.2")
+    init_gain: float | None = Field(None, gt=0, description="first weights: std gain / sqrt(inputs); null: 0.02")
     init: str | None = Field(None, description="weights to start from, ours or official; another head is replaced")
     grad_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
 

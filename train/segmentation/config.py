@@ -20,6 +20,9 @@ class Model(Section):
     backbone: dict[str, Any] = Field({}, description="fields of the backbone's Config, such as alpha: 8")
     overrides: dict[str, Any] = Field({}, description="fields of fast.HeadConfig, such as num_queries: 250")
     shepard_power: float | None = Field(None, gt=0, description="fix the interpolation's power; null: learnt from 6")
+    init_gain: float | None = Field(
+        None, gt=0, description="backbone's first weights: std gain / sqrt(inputs); null: 0.02"
+    )
     backbone_init: str | None = Field(None, description="classifier, ours or official, whose backbone to start from")
     init: str | None = Field(None, description="segmenter, ours or official, to start from")
     new_classifier: bool = Field(False, description="init's classifier is left out: other classes")

@@ -6,6 +6,7 @@ import torch
 from timm.scheduler import MultiStepLRScheduler, PolyLRScheduler
 from torch import nn
 
+from ..build import draw_weights
 from ..checkpoint import KIND, SEGMENTER, TRAINED, read_file
 from ..errors import UserError, one_line
 from ..layers import describe_decay, layer_depths
@@ -49,6 +50,8 @@ def build_model(config: Config, classes: list[str] | None = None) -> nn.Module:
         raise UserError(f"model: {one_line(error)}") from error
     if section.shepard_power is not None:
         fix_power(model, section.shepard_power)
+    if section.init_gain is not None:
+        draw_weights(model.backbone, section.init_gain)
     if section.backbone_init:
         load_backbone(model, section.backbone_init)
     if section.init:
