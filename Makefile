@@ -1,4 +1,4 @@
-# make demo, make demo-classify, make test: each sets up its own environment in .venv first (needs Python 3.11 or newer, nothing else).
+# make nuclei, make demo, make demo-classify, make test: each sets up its own environment in .venv first (needs Python 3.11 or newer, nothing else).
 NEW_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p $(NEW_ENOUGH) 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
@@ -15,7 +15,10 @@ KERNELS = -q parity_tests/ops/test_merging_cpu.py parity_tests/ops/test_sampling
 	parity_tests/ops/test_nearest_paths.py parity_tests/ops/test_ordering.py
 FAST = -q parity_tests/test_golden.py parity_tests/test_golden_segmentation.py parity_tests/test_mirror.py $(KERNELS)
 
-.PHONY: demo demo-classify test test-fast test-kernels sanitize test-notebooks notebooks lab lint bench clean
+.PHONY: nuclei demo demo-classify test test-fast test-kernels sanitize test-notebooks notebooks lab lint bench clean
+
+nuclei: $(VENV)/installed
+	$(RUN) -m train.predict fast/weights/nuclei_samples --pretrained nuclei --out outputs/nuclei
 
 demo: $(VENV)/installed
 	$(RUN) -m train.demo
