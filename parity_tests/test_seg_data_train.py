@@ -19,11 +19,11 @@ from train.segmentation.augment import (
     MEAN,
     STD,
     EvalTransform,
+    LargeJitter,
+    ShortSide,
     TrainTransform,
     draw_window,
-    large_jitter,
     largest_share,
-    short_side,
     unscaled,
 )
 from train.segmentation.samples import SegmentationSamples, collate
@@ -67,7 +67,7 @@ def centre(weights):
     return [float((weights.sum(dim=1 - axis) * place).sum() / weights.sum()) for axis, place in enumerate(places)]
 
 
-@pytest.mark.parametrize("resize", [short_side(64), large_jitter((96, 128)), unscaled])
+@pytest.mark.parametrize("resize", [ShortSide(64), LargeJitter((96, 128)), unscaled])
 def test_masks_stay_on_their_objects(resize):
     """Nearest pixels of masks that torch's older rule picks would be up to half a pixel off."""
     transform = TrainTransform(resize, (300, 400))
@@ -117,16 +117,16 @@ def test_padding_is_mean_colour_at_right_and_bottom_and_in_no_mask():
 
 def test_scales_are_the_published_ones():
     random.seed(0)
-    sizes = {short_side(512, longest=4096)(500, 1000) for _ in range(400)}
+    sizes = {ShortSide(512, longest=4096)(500, 1000) for _ in range(400)}
     assert {size[0] for size in sizes} == {round(51.2 * tenth) for tenth in range(5, 21)}
-    assert max(short_side(512)(100, 1000) for _ in range(50))[1] == 2048
-    sizes = [large_jitter((1024, 1024))(480, 640) for _ in range(400)]
+    assert max(ShortSide(512)(100, 1000) for _ in range(50))[1] == 2048
+    sizes = [LargeJitter((1024, 1024))(480, 640) for _ in range(400)]
     assert 102 <= min(width for _, width in sizes) < 130 and 2000 < max(width for _, width in sizes) <= 2048
     assert all(abs(height - 0.75 * width) <= 1 for height, width in sizes)
 
 
 @pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1)])
-@pytest.mark.parametrize("resize", [short_side(512), large_jitter((512, 512))])
+@pytest.mark.parametrize("resize", [ShortSide(512), LargeJitter((512, 512))])
 def test_slender_pictures_cost_no_more_than_others(shape, resize):
     start = time.perf_counter()
     image, objects = TrainTransform(resize, (512, 512), 0.75, True)(sample_of(np.ones((1, *shape))))
@@ -168,7 +168,7 @@ def test_flip_turns_picture_and_masks():
 
 
 def samples_of(source, on_bad_image="skip"):
-    return SegmentationSamples(source, TrainTransform(short_side(32), (32, 32), 0.75, True), 5, on_bad_image)
+    return SegmentationSamples(source, TrainTransform(ShortSide(32), (32, 32), 0.75, True), 5, on_bad_image)
 
 
 def test_randomness_is_of_seed_epoch_and_index_alone(tmp_path):

@@ -7,7 +7,8 @@ an update depend neither on the number of processes nor on where a run was resum
 
 import signal
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from multiprocessing import get_all_start_methods, resource_tracker
 
 import numpy as np
 from torch import Generator
@@ -100,15 +101,22 @@ def load(samples: Samples, keys, config: Section, cuda: bool) -> Iterator[Batch]
     UserError
         An image cannot be read and ``data.on_bad_image`` is "stop".
     """
+    method = config.data.start_method
+    if method and method not in get_all_start_methods():
+        known = ", ".join(get_all_start_methods())
+        raise UserError(f"data.start_method {method} is not to be had on this system: choose from {known}, or null")
     loader = DataLoader(
         samples,
         batch_sampler=keys,
         num_workers=config.data.workers,
         collate_fn=samples.collate,
         worker_init_fn=leave_signals_to_parent,
+        multiprocessing_context=method if config.data.workers else None,
         generator=Generator(),  # its own, so that opening a loader draws nothing from the run's generator
     )
-    for batch in loader:
+    with signals_blocked():
+        batches = iter(loader)
+    for batch in batches:
         if batch.images is None:
             raise unreadable(samples, batch)
         yield batch.pinned() if cuda else batch
@@ -123,6 +131,20 @@ def unreadable(samples: Samples, batch: Batch) -> UserError:
             more = "and so are those after it" if samples.on_bad_image == "skip" else "or pass --data.on_bad_image skip"
             return UserError(f"{error}; replace or remove it, {more}")
     return UserError(f"an image of {samples.source.name(batch.used[0])} ... could not be read, but now can: try again")
+
+
+@contextmanager
+def signals_blocked():
+    """Keep signals to the whole group from processes that are started meanwhile, also while they still import."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # started by another start method than fork, which would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_signals_to_parent(worker: int) -> None:

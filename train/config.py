@@ -17,6 +17,7 @@ from .errors import UserError
 CONFIGS = Path(__file__).parent / "configs"
 Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Paths = Names
+StartMethod = Literal["fork", "spawn", "forkserver"] | None
 
 
 class Section(BaseModel):
@@ -47,6 +48,7 @@ class Data(Section):
     size: int = Field(224, ge=32, description="side of the square the network sees, pixels")
     test_resize: int = Field(256, ge=32, description="short side before the test crop, pixels")
     workers: int = Field(8, ge=0, description="loader processes of each rank")
+    start_method: StartMethod = Field(None, description="how they are started; null: Python's default on this system")
     shuffle_block: int = Field(16, ge=1, description="shards mixed with one another at a time")
     on_bad_image: Literal["skip", "stop"] = Field("skip", description="skip: use the next readable image, and count")
     digits: dict[str, Any] = Field({}, description="fields of DigitsConfig, for source: digits")

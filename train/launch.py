@@ -9,6 +9,7 @@ from .config import Config, Section, help_text
 from .errors import Parser, UserError, writing
 
 HARMLESS = {f"run.{key}" for key in ("output", "device", "threads", "log_every", "save_every", "tensorboard")}
+HARMLESS |= {"data.workers", "data.start_method"}
 
 
 def make_parser(command: str, description: str, kind: type[Section] = Config) -> Parser:
@@ -75,5 +76,5 @@ def differences(config: Section, path: Path, kind: str) -> list[str]:
         f"{section}.{key} was {then.get(section, {}).get(key)}, is {value}"
         for section, values in now.items()
         for key, value in values.items()
-        if f"{section}.{key}" not in HARMLESS | {"data.workers"} and then.get(section, {}).get(key) != value
+        if f"{section}.{key}" not in HARMLESS and then.get(section, {}).get(key) != value
     ]

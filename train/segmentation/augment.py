@@ -26,8 +26,12 @@ SMALLEST = 32  # what the network takes, pixels
 TRIES = 10  # crops drawn until none is filled by one class
 
 
-def short_side(base: int, scales: tuple[float, float] = (0.5, 2.0), longest: int | None = None) -> Callable:
+@dataclass(frozen=True)
+class ShortSide:
     """Scale the short side to a multiple of ``base`` drawn from ``scales`` in steps of a tenth.
+
+    This and the next are called with (height, width) and give the new (height, width), drawn from Python's generator.
+    They are classes, as loader processes may have to pickle them.
 
     Parameters
     ----------
@@ -37,27 +41,26 @@ def short_side(base: int, scales: tuple[float, float] = (0.5, 2.0), longest: int
         Least and greatest multiple.
     longest : int, optional
         Most pixels of the long side, whatever the multiple; default 4 x base.
-
-    Returns
-    -------
-    callable
-        (height, width) -> new (height, width), drawn from Python's generator.
     """
-    tenths = range(round(10 * scales[0]), round(10 * scales[1]) + 1)
 
-    def draw(height: int, width: int) -> tuple[int, int]:
-        return fit_sides(height, width, base * random.choice(tenths) / 10, longest or 4 * base)
+    base: int
+    scales: tuple[float, float] = (0.5, 2.0)
+    longest: int | None = None
 
-    return draw
+    def __call__(self, height: int, width: int) -> tuple[int, int]:
+        tenths = range(round(10 * self.scales[0]), round(10 * self.scales[1]) + 1)
+        return fit_sides(height, width, self.base * random.choice(tenths) / 10, self.longest or 4 * self.base)
 
 
-def large_jitter(size: tuple[int, int], scales: tuple[float, float] = (0.1, 2.0)) -> Callable:
-    """Fit the picture into ``size`` (height, width) times a uniform multiple (large-scale jitter); result as above."""
+@dataclass(frozen=True)
+class LargeJitter:
+    """Fit the picture into ``size`` (height, width) times a uniform multiple (large-scale jitter)."""
 
-    def draw(height: int, width: int) -> tuple[int, int]:
-        return scaled(height, width, random.uniform(*scales) * min(size[0] / height, size[1] / width))
+    size: tuple[int, int]
+    scales: tuple[float, float] = (0.1, 2.0)
 
-    return draw
+    def __call__(self, height: int, width: int) -> tuple[int, int]:
+        return scaled(height, width, random.uniform(*self.scales) * min(self.size[0] / height, self.size[1] / width))
 
 
 def unscaled(height: int, width: int) -> tuple[int, int]:
@@ -95,7 +98,7 @@ class TrainTransform:
     Parameters
     ----------
     resize : callable
-        (height, width) -> scaled (height, width): ``short_side``, ``large_jitter`` or ``unscaled``.
+        (height, width) -> scaled (height, width): ``ShortSide``, ``LargeJitter`` or ``unscaled``.
     crop : tuple of int
         (height, width) of what the network sees, pixels.
     most_of_one : float

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from .. import config as base
-from ..config import Names, Paths, Section
+from ..config import Names, Paths, Section, StartMethod
 
 Folders = Annotated[Paths, BeforeValidator(lambda value: [] if value is None else value), Field(max_length=2)]
 
@@ -50,6 +50,7 @@ class Data(Section):
     test_short: int | None = Field(None, ge=32, description="short side for testing; null: the picture's own size")
     test_longest: int | None = Field(None, ge=32, description="most of the long side for testing")
     workers: int = Field(8, ge=0, description="loader processes of each rank")
+    start_method: StartMethod = Field(None, description="how they are started; null: Python's default on this system")
     on_bad_image: Literal["skip", "stop"] = Field("skip", description="skip: use the next readable image, and count")
     digits: dict[str, Any] = Field({}, description="fields of DigitsConfig, for source: digits")
     train_length: int = Field(10000, ge=1, description="pictures a pass, for source: digits")

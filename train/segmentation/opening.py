@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UserError, one_line
 from . import cityscapes
-from .augment import EvalTransform, TrainTransform, large_jitter, short_side, unscaled
+from .augment import EvalTransform, LargeJitter, ShortSide, TrainTransform, unscaled
 from .config import Config, Data
 from .digits import LOOK, DigitsSource
 from .samples import EvalSamples, SegmentationSamples
@@ -85,8 +85,8 @@ def settle_classes(config: Config, vocabulary: Vocabulary) -> None:
 def train_transform(data: Data) -> TrainTransform:
     """Make what the config says is done to training pictures."""
     resize = {
-        "short_side": lambda: short_side(data.base, data.scales, data.longest),
-        "large_jitter": lambda: large_jitter(data.crop, data.scales),
+        "short_side": lambda: ShortSide(data.base, data.scales, data.longest),
+        "large_jitter": lambda: LargeJitter(data.crop, data.scales),
         "none": lambda: unscaled,
     }[data.resize]()
     return TrainTransform(resize, data.crop, data.most_of_one, data.jitter, data.flip)

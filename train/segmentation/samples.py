@@ -98,6 +98,16 @@ class EvalBatch:
         return replace(self, images=replace(self.images, image=self.images.image.pin_memory()))
 
 
+@dataclass
+class WithTruth:
+    """A transform of pictures that gives each with its Sample; a class, as loader processes may have to pickle it."""
+
+    transform: EvalTransform
+
+    def __call__(self, sample: Sample) -> tuple[Prepared, Sample]:
+        return self.transform(sample.image), sample
+
+
 class EvalSamples(SegmentationSamples):
     """A source whose pictures are prepared for testing, one a batch, each with its Sample.
 
@@ -111,7 +121,7 @@ class EvalSamples(SegmentationSamples):
     """
 
     def __init__(self, source, transform: EvalTransform, seed: int, on_bad_image: str):
-        super().__init__(source, lambda sample: (transform(sample.image), sample), seed, on_bad_image)
+        super().__init__(source, WithTruth(transform), seed, on_bad_image)
 
     @staticmethod
     def collate(items: list[Item]) -> EvalBatch:
