@@ -1,5 +1,6 @@
 """The backbone: four stages of clustering, local attention and merging (paper sec. 3, Fig. 2, Table 1)."""
 
+import math
 import operator
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import AttentionBlock
+from .clustering import check_cluster_size
 from .curves import CURVES
 from .grid_prior import METRICS, grid_prior, local_stride, reserved_tokens
 from .merging import Merging
@@ -41,7 +43,7 @@ class Config:
     def __post_init__(self):
         for name in ("depths", "dims", "heads", "neighborhood"):
             value = getattr(self, name)
-            whole = isinstance(value, tuple | list) and all(isinstance(v, int) and v >= 1 for v in value)
+            whole = isinstance(value, tuple | list) and all(is_whole(v) and v >= 1 for v in value)
             if not whole or len(value) != STAGES:
                 raise ValueError(f"{name} must hold {STAGES} positive whole numbers, one a stage, not {value!r}")
             object.__setattr__(self, name, tuple(value))
@@ -51,15 +53,30 @@ class Config:
         for name, known in (("curve", CURVES), ("stride_metric", METRICS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        check_cluster_size(self.cluster_size)
+        hidden = is_number(self.mlp_ratio) and self.mlp_ratio * min(self.dims) >= 1
         limits = {
-            "rate": (0 < self.rate <= 1, "in (0, 1]"),
-            "drop_path": (0 <= self.drop_path < 1, "in [0, 1)"),
-            "cluster_size": (self.cluster_size >= 1, "at least 1"),
-            "num_classes": (self.num_classes >= 0, "at least 0"),
+            "rate": (is_number(self.rate) and 0 < self.rate <= 1, "in (0, 1]"),
+            "alpha": (is_number(self.alpha), "a finite number"),
+            "mlp_ratio": (hidden, "positive, for at least one hidden channel"),
+            "layer_scale": (self.layer_scale is None or is_number(self.layer_scale), "a finite number or None"),
+            "reserve": (isinstance(self.reserve, bool), "True or False"),
+            "drop_path": (is_number(self.drop_path) and 0 <= self.drop_path < 1, "in [0, 1)"),
+            "num_classes": (is_whole(self.num_classes) and self.num_classes >= 0, "a whole number, at least 0"),
         }
         for name, (holds, what) in limits.items():
             if not holds:
-                raise ValueError(f"{name} must be {what}, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be {what}, not {getattr(self, name)!r}")
+
+
+def is_whole(value):
+    """Whether a value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value):
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .clustering import cluster_tokens
+from .clustering import check_cluster_size, cluster_tokens
 from .ops import dispatch, nearest_clusters, nearest_tokens
 from .ops.attention import Plan, fake_plan, make_plan
 from .ops.indexing import gather_rows
@@ -106,6 +106,7 @@ def stage_geometry(positions, cluster_size, neighborhood, canvas, curve="scanlin
     StageGeometry
         With M = R m slots, or M = n where all tokens are seen.
     """
+    check_cluster_size(cluster_size)
     path = dispatch.path("attention", positions.device)
     parts = torch.ops.aff.stage_geometry(positions, cluster_size, neighborhood, *canvas, curve, dtype, path)
     return StageGeometry(positions, *parts[:5], Plan(path, tuple(parts[5:])), dtype)

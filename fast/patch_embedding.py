@@ -8,6 +8,14 @@ STD = (0.229, 0.224, 0.225)
 SMALLEST_SIDE = 32  # pixels
 
 
+def _check_shape(image):
+    """Refuse what is no dense tensor of shape (B, 3, H, W)."""
+    if not isinstance(image, torch.Tensor) or image.layout != torch.strided:
+        raise TypeError(f"image must be a dense tensor, not {getattr(image, 'layout', type(image).__name__)}")
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ValueError(f"image must have 3 channels, shape (B, 3, H, W), but has shape {tuple(image.shape)}")
+
+
 def prepare_image(image):
     """Check a batch of images, normalise it if it is uint8, and pad right and bottom to a multiple of 4.
 
@@ -26,10 +34,9 @@ def prepare_image(image):
     ValueError
         Another number of axes or channels, a side under 32 pixels, a value that is not finite.
     TypeError
-        A dtype that is neither uint8 nor floating point.
+        No dense tensor, or a dtype that is neither uint8 nor floating point.
     """
-    if image.ndim != 4 or image.shape[1] != 3:
-        raise ValueError(f"image must have 3 channels, shape (B, 3, H, W), but has shape {tuple(image.shape)}")
+    _check_shape(image)
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise TypeError(f"image must be uint8 or floating point, not {image.dtype}")
     height, width = image.shape[2:]

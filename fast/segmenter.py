@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .patch_embedding import prepare_image
+from .patch_embedding import _check_shape, prepare_image
 
 OUTSIDE = -20.0  # mask logit in the padding: no object there
 
@@ -34,6 +34,12 @@ def pad_images(images):
     pixel_mask : (B, H, W) bool tensor
         True where there is an image.
     """
+    images = list(images)
+    if not images or not all(isinstance(image, torch.Tensor) and image.ndim == 3 for image in images):
+        raise TypeError("images must be a list of one or more tensors of shape (3, H, W)")
+    if len({(len(image), image.dtype) for image in images}) > 1:
+        found = ", ".join(sorted({f"{len(image)} channels of {image.dtype}" for image in images}))
+        raise ValueError(f"images must have 3 channels and one dtype, not {found}")
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     pads = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in images]
     masks = [nn.functional.pad(torch.ones_like(x[0], dtype=torch.bool), p) for x, p in zip(images, pads, strict=True)]
@@ -71,6 +77,7 @@ class Segmenter(nn.Module):
         ValueError
             A pixel mask of another shape or one that is no rectangle; several sizes with ``sine_max="batch"``.
         """
+        _check_shape(images)
         if len(images) == 0:
             return self._of_nothing(prepare_image(images))
         auxiliary = torch.is_grad_enabled() if output_auxiliary_logits is None else output_auxiliary_logits
@@ -101,6 +108,8 @@ def output(predictions):
 
 def _groups(images, pixel_mask):
     """Indices of the images of each size (H, W)."""
+    if not isinstance(pixel_mask, Tensor):
+        raise TypeError(f"pixel_mask must be a tensor, not {type(pixel_mask).__name__}")
     if pixel_mask.shape != (len(images), *images.shape[2:]):
         wanted = (len(images), *images.shape[2:])
         raise ValueError(f"pixel_mask must have shape (B, H, W) = {wanted}, not {tuple(pixel_mask.shape)}")

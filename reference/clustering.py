@@ -9,6 +9,18 @@ import numpy as np
 
 from .curves import curve_ranks
 
+LARGEST_CLUSTER = 2**16  # tokens; the last cluster is filled up to this size
+
+
+def check_cluster_size(cluster_size):
+    """Refuse what is no whole number from 1 to ``LARGEST_CLUSTER``."""
+    if isinstance(cluster_size, bool) or not hasattr(cluster_size, "__index__"):
+        raise TypeError(f"cluster_size must be a whole number, not {cluster_size!r}")
+    if cluster_size < 1:
+        raise ValueError(f"cluster_size must be at least 1, not {cluster_size}")
+    if cluster_size > LARGEST_CLUSTER:
+        raise ValueError(f"cluster_size must be at most {LARGEST_CLUSTER}, not {cluster_size}")
+
 
 def check_positions(positions, canvas):
     """Refuse positions that are not distinct integer cells of the canvas.
@@ -39,8 +51,7 @@ def check_positions(positions, canvas):
 
 def patch_grid(n, cluster_size, canvas):
     """Return (nh, nw), the patches down and across: square-ish, about one for each of the ceil(n / m) clusters."""
-    if cluster_size < 1:
-        raise ValueError(f"cluster_size must be at least 1, not {cluster_size}")
+    check_cluster_size(cluster_size)
     h, w = canvas
     k = -(-n // cluster_size)
     side = math.sqrt(h * w / k)
