@@ -1,5 +1,7 @@
 """Configs, learning rates and optimiser groups of the training rooms."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from train.build import build_optimizer, build_scheduler, peak_rate
 from train.config import config_names, load_config
 from train.distributed import Ranks
 from train.errors import UserError
+from train.segmentation.config import Config as SegmentConfig
 
 
 def test_every_config_loads_and_says_what_it_needs():
@@ -55,6 +58,23 @@ def test_overrides_reach_every_kind_of_value():
     assert config.optim.lr == 1e-3
     assert config.model.overrides["rate"] == 0.2
     assert (config.data.source, config.data.path) == ("images", ["/a", "/b"])
+
+
+@pytest.mark.parametrize("text", ["exp #3", "2024-11-25", "007", "no", "@lab", "12:30", "1e-3", "null", "[a]", "a: b"])
+def test_text_is_taken_as_text(text):
+    assert load_config("digits_smoke", ["--run.output", text]).run.output == text
+    segmenter = load_config("digits_panoptic_smoke", [f"--run.output={text}", "--data.images", "a #1"], SegmentConfig)
+    assert segmenter.run.output == text and segmenter.data.images == ["a #1"]
+
+
+def test_texts_that_may_be_missing_lists_of_them_and_the_home_folder():
+    arguments = ["--model.init", "null", "--data.train", "[/a b, /c]", "--run.output=~/runs", "--run.amp", "off"]
+    config = load_config("digits_smoke", arguments)
+    assert config.model.init is None and config.data.train == ["/a b", "/c"] and config.run.amp == "off"
+    assert config.run.output == os.path.expanduser("~/runs")
+    assert load_config("digits_smoke", ["--model.init", "no", "--data=~/x"]).data.path == [os.path.expanduser("~/x")]
+    with pytest.raises(UserError, match="augment.flip"):
+        load_config("digits_smoke", ["--augment.flip", "a #3"])
 
 
 def test_peak_rate_follows_the_batch_and_shows_it():

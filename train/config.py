@@ -1,16 +1,18 @@
 """What a run is: typed sections read from YAML, with overrides from the command line.
 
 Every key of a YAML file is a field below; a key that is not is refused with the closest name. On the command line a
-field is ``--section.key VALUE`` (``--optim.lr 1e-3``), its value read as YAML; ``--data PATH`` is short for training on
-the images under PATH (several disks: ``--data /a,/b``).
+field is ``--section.key VALUE`` (``--optim.lr 1e-3``), its value read as YAML where it is no text; ``--data PATH`` is
+short for training on the images under PATH (several disks: ``--data /a,/b``).
 """
 
 import difflib
+import os
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from .errors import UserError
 
@@ -170,7 +172,7 @@ def load_config(name: str, overrides: list[str] = (), kind: type[Section] = Conf
 def override(values: dict, overrides: list[str], kind: type[Section] = Config):
     """Make a Config of nested dicts (of a file or a checkpoint) and command-line overrides."""
     for key, text in pair_overrides(overrides):
-        put_override(values, key, text)
+        put_override(values, key, text, kind)
     return check_config(values, kind)
 
 
@@ -209,18 +211,38 @@ def pair_overrides(arguments: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def put_override(values: dict, key: str, text: str) -> None:
+def put_override(values: dict, key: str, text: str, kind: type[Section] = Config) -> None:
     """Set one dotted key of the nested dict from the text of the command line."""
     if key == "data":
-        values["data"] = (values.get("data") or {}) | {"source": "images", "path": text.split(",")}
+        paths = [at_home(path) for path in text.split(",")]
+        values["data"] = (values.get("data") or {}) | {"source": "images", "path": paths}
         return
-    value = read_value(key, text)
+    value = read_text(text, fields_of(kind)[key].annotation) if takes_text(kind, key, text) else read_value(key, text)
     *sections, last = key.split(".")
     for section in sections:
         if not isinstance(values.get(section), dict):
             values[section] = {}
         values = values[section]
     values[last] = value
+
+
+def takes_text(kind: type[Section], key: str, text: str) -> bool:
+    """Whether a key's value is text, or a list of texts of which one is given: no YAML, to which "exp #3" is "exp"."""
+    field = fields_of(kind).get(key)
+    if field is None:
+        return False
+    kinds = set(get_args(field.annotation) or [field.annotation])
+    return kinds <= {str, type(None)} and (field.annotation != list[str] or not text.lstrip().startswith("["))
+
+
+def read_text(text: str, annotation) -> str | None:
+    """Take text as it is; null is none where the field may be empty, and ~/ is the home folder."""
+    return None if text == "null" and type(None) in get_args(annotation) else at_home(text)
+
+
+def at_home(path: str) -> str:
+    """Put the home folder where a path begins with ~/, which shells do not do within --key=~/path."""
+    return os.path.expanduser(path) if path.startswith("~/") else path
 
 
 def read_value(key: str, text: str):
@@ -257,8 +279,13 @@ def describe(problem: dict, known: dict[str, str]) -> str:
 
 def known_keys(kind: type[Section] = Config) -> dict[str, str]:
     """Map every dotted key to its description."""
+    return {key: field.description for key, field in fields_of(kind).items()}
+
+
+def fields_of(kind: type[Section]) -> dict[str, FieldInfo]:
+    """Map every dotted key to its field."""
     return {
-        f"{name}.{key}": field.description
+        f"{name}.{key}": field
         for name, section in kind.model_fields.items()
         for key, field in section.annotation.model_fields.items()
     }
