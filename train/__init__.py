@@ -22,8 +22,21 @@ Augmentation is a function of (seed, epoch, image number) alone, so the number o
 """
 
 import os
+import sys
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
     # Read when torch is imported: a thread that waits spins for a moment only, not for milliseconds, which stalls all
     # threads beside other work.
     os.environ["GOMP_SPINCOUNT"] = "100"
+
+
+def end_quietly(kind, error, trace) -> None:
+    """Report an error that nothing caught; Ctrl-C, while a command still imports, in a word."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if sys.argv[:1] == ["-m"]:  # python -m train.COMMAND, which imports this first
+    sys.excepthook = end_quietly

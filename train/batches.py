@@ -172,9 +172,16 @@ class BadImages:
             for index in ((asked + step) % len(self.samples) for step in range(skipped)):
                 if index not in self.seen:
                     self.seen.add(index)
-                    name = self.samples.source.name(index)
-                    lines.append(f"skipped unreadable image {name} ({len(self.seen)} so far)")
+                    lines.append(f"skipped unreadable image ({len(self.seen)} so far): {self.reason(index)}")
         return lines
+
+    def reason(self, index: int) -> str:
+        """Say which file was skipped and why, by reading it once more."""
+        try:
+            self.samples.read(index)
+        except UserError as error:
+            return str(error)
+        return f"{self.samples.source.name(index)} could not be read, but now can"
 
 
 def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

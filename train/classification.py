@@ -10,7 +10,7 @@ from .batches import TrainKeys, updates_per_epoch
 from .build import build_loss, build_model, build_optimizer, build_scheduler, peak_rate
 from .checkpoint import KIND
 from .config import Config
-from .data import Batch, Samples, check_classes, open_samples
+from .data import Batch, Samples, check_classes, open_samples, open_source
 from .evaluation import evaluate
 from .run import Run
 from .task import Task
@@ -38,8 +38,9 @@ class Classification(Task):
 
     def open_sets(self, config: Config) -> tuple[Samples, Samples]:
         """Open the images, whose classes must be those of the config."""
-        train_set, val_set = open_samples(config, "train"), open_samples(config, "val")
-        check_classes(train_set.source, val_set.source)
+        sources = {split: open_source(config, split) for split in ("train", "val")}
+        check_classes(*sources.values())
+        train_set, val_set = (open_samples(config, split, source) for split, source in sources.items())
         return train_set, val_set
 
     def build_model(self, config: Config, train_set: Samples) -> nn.Module:

@@ -201,9 +201,9 @@ def isolated_random(*key: int):
         torch.set_rng_state(saved[2])
 
 
-def open_samples(config: Config, split: str) -> Samples:
-    """Open the images of a split ("train" or "val") with their transforms."""
-    source = open_source(config, split)
+def open_samples(config: Config, split: str, source=None) -> Samples:
+    """Open the images of a split ("train" or "val") with their transforms, or take a source that is open."""
+    source = source or open_source(config, split)
     if source.num_classes is not None and source.num_classes != config.model.num_classes:
         raise UserError(
             f"the {split} images have {source.num_classes} classes but model.num_classes is "

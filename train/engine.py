@@ -14,7 +14,7 @@ from torch import nn
 
 from .batches import grouped, load
 from .build import set_training
-from .checkpoint import LAST
+from .checkpoint import LAST, PREVIOUS
 from .classification import Classification
 from .config import Section
 from .distributed import Ranks
@@ -58,7 +58,10 @@ def train(config: Section, resume: Path | None = None, task: Task | None = None)
         log = Log(run.folder, ranks.first, config.run.tensorboard, run.done, run.owed)
         introduce(run, log, resume)
         with run.stop.listening():
-            fit(run, log)
+            try:
+                fit(run, log)
+            except KeyboardInterrupt:
+                raise stop_at_once(run) from None
         log.close()
         return run
     finally:
@@ -79,6 +82,8 @@ def introduce(run: Run, log: Log, resume: Path | None) -> None:
     if resume:
         place, goal = task.place(run)
         log.say(f"resumed {resume} at {place} of {goal}")
+        for note in run.notes:
+            log.say(f"note: {note}")
     log.record("run", run.done, config=config.model_dump(mode="json"), resumed=str(resume) if resume else None)
 
 
@@ -123,7 +128,7 @@ def train_epoch(run: Run, log: Log, pace: Pace) -> None:
             report(run, log, pace, loss, norm, rate)
         if stopped:
             leave(run)
-        if run.done % section.save_every == 0:
+        if run.done % section.save_every == 0 or run.owed:
             run.save()
     log.end_bar()
 
@@ -232,8 +237,18 @@ def judge(run: Run, log: Log) -> None:
 def leave(run: Run) -> None:
     """Save and stop, saying how to go on."""
     run.save()
-    place, goal = run.task.place(run)
-    raise Interrupted(
-        f"\nstopped at {place} of {goal}, and saved {run.folder / LAST}; "
-        f"to go on: python -m {run.task.command} with the same config and options, and --resume"
-    )
+    raise stopped(run, f"at {' of '.join(map(str, run.task.place(run)))}, and saved {run.folder / LAST}")
+
+
+def stop_at_once(run: Run) -> Interrupted:
+    """Say what is kept of a run that could not save any more."""
+    kept = [path for path in (run.folder / LAST, run.folder / PREVIOUS) if path.is_file()]
+    if not kept:
+        return Interrupted("\nstopped at once: no checkpoint was written yet")
+    return stopped(run, f"at once, without saving; {kept[0]} is kept")
+
+
+def stopped(run: Run, how: str) -> Interrupted:
+    """Say how a run was stopped and how to go on; only the first rank speaks."""
+    advice = f"to go on: python -m {run.task.command} with the same config and options, and --resume"
+    return Interrupted(f"\nstopped {how}; {advice}" if run.ranks.first else "")

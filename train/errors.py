@@ -1,8 +1,9 @@
 """Errors meant for the person at the keyboard: one line, and an exit code."""
 
 import argparse
+import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -61,10 +62,11 @@ def run_command(main, arguments=None) -> int:
     try:
         return main(sys.argv[1:] if arguments is None else arguments) or 0
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        if str(stop):
+            print(stop, file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:
-        print("interrupted before the first step: nothing to save", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except torch.OutOfMemoryError:
         print("error: out of GPU memory: lower --run.batch_size (total_batch stays, by accumulation)", file=sys.stderr)
@@ -74,9 +76,19 @@ def run_command(main, arguments=None) -> int:
             raise
         print(f"error: a loader process died (out of memory?): try a smaller --data.workers; {error}", file=sys.stderr)
         return 2
-    except UserError as error:
+    except BrokenPipeError:  # what reads our output has ended, as head does
+        drop_output()
+        return 2
+    except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+def drop_output() -> None:
+    """Print nowhere from now on, as printing failed: Python's own flush at the end would fail, too."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
 
 
 @contextmanager

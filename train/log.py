@@ -3,13 +3,14 @@
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
 from .checkpoint import remove_drafts
-from .errors import writing
+from .errors import drop_output, one_line, writing
 
 
 class Log:
@@ -48,10 +49,13 @@ class Log:
             self.say(f"note: {damaged} damaged line(s) of {folder / 'log.jsonl'} were cut")
 
     def say(self, text: str) -> None:
-        """Print a line above the progress bar."""
+        """Print a line above the progress bar; one that cannot be printed, as on a full disk, ends no training."""
         if self.active:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            try:
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+            except OSError:
+                drop_output()
 
     def record(self, kind: str, update: int, **values) -> None:
         """Append a line to log.jsonl and put its numbers on TensorBoard.
@@ -68,11 +72,11 @@ class Log:
         if not self.active:
             return
         with writing(self.folder / "log.jsonl"):
+            self.folder.mkdir(parents=True, exist_ok=True)  # whoever removed it while we run loses no training
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, "update": update, **values}) + "\n")
-            for name, value in values.items():
-                if self.writer and isinstance(value, float):
-                    self.writer.add_scalar(f"{kind}/{name}", value, update)
+        numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, float)}
+        self.draw(lambda writer: [writer.add_scalar(name, value, update) for name, value in numbers.items()])
 
     def start_bar(self, place: str, updates: int, done: int) -> None:
         """Show a progress bar over ``updates`` of which ``done`` are done, on a terminal only."""
@@ -88,10 +92,20 @@ class Log:
         """Take the bar away."""
         self.bar.close()
 
+    def draw(self, write) -> None:
+        """Write to TensorBoard; where it cannot, as when its files were removed, the training goes on without it."""
+        try:
+            if self.writer:
+                (self.folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+                write(self.writer)
+                self.writer.flush()
+        except (OSError, ValueError) as error:
+            self.writer = None
+            self.say(f"note: TensorBoard's files cannot be written any more ({one_line(error)}); log.jsonl has all")
+
     def close(self) -> None:
         """Finish TensorBoard's file."""
-        if self.writer:
-            self.writer.close()
+        self.draw(lambda writer: writer.close())
 
 
 def open_tensorboard(folder: Path, update: int):
@@ -100,7 +114,14 @@ def open_tensorboard(folder: Path, update: int):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
+    threading.excepthook = end_of_thread
     return SummaryWriter(str(folder / "tensorboard"), purge_step=update + 1 if update else None)
+
+
+def end_of_thread(end) -> None:
+    """Report an error that ended a thread, but leave TensorBoard's of writing to ``Log.draw``, which is told, too."""
+    if not (type(end.thread).__module__.startswith("tensorboard.") and isinstance(end.exc_value, OSError)):
+        threading.__excepthook__(end)
 
 
 def drop_beyond(path: Path, update: int, owed: bool = False) -> int:

@@ -28,7 +28,7 @@ class Stop:
 
     @contextmanager
     def listening(self):
-        """Take note of Ctrl-C and SIGTERM for a while; a second one acts at once."""
+        """Take note of Ctrl-C and SIGTERM for a while; a second Ctrl-C acts at once."""
         saved = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
@@ -37,9 +37,10 @@ class Stop:
                 signal.signal(number, handler)
 
     def note(self, number, frame) -> None:
-        """Remember a signal and make its next one act as usual."""
+        """Remember a signal; of SIGTERM, which Slurm and torchrun both send, any number is one."""
         self.signal = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
 
 
 @dataclass
@@ -63,6 +64,8 @@ class Run:
         Whether the evaluation that belongs after the last update is still to be made.
     last : dict
         The last evaluation's numbers, as in log.jsonl.
+    notes : list of str
+        What the user should know of the checkpoint that was gone on from.
     """
 
     config: Section
@@ -74,6 +77,7 @@ class Run:
     owed: bool = False
     last: dict = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
+    notes: list = field(default_factory=list)
 
     def __post_init__(self):
         config, ranks = self.config, self.ranks
@@ -174,8 +178,13 @@ class Run:
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)  # weight decay and the like are as the config says now
         self.best, self.owed = state["best"], state.get("owed", False)
+        then, now = state.get("images"), len(self.train_set)
+        if then not in (None, now):
+            self.notes.append(
+                f"{path} was trained on {then:,} images, and there are {now:,} now: their order is another"
+            )
         self.epoch, self.step = self.task.restore_place(self, state)
-        if self.step > self.updates or self.done > self.total:
+        if self.step > self.updates or self.epoch * self.updates + self.step > self.total:
             raise UserError(
                 f"{path} was saved at {self.task.place(self)[0]}, but there are {self.updates} updates in an epoch and "
                 f"{self.total} in all now: go on with as many images, the same --run.total_batch and as long a "

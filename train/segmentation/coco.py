@@ -107,8 +107,12 @@ class CocoSource:
         except ValueError:
             return True
 
-    def read_picture(self, index: int) -> np.ndarray:
-        """Read a picture, whose size must be what the json says."""
+    def missing(self) -> list[int]:
+        """List the numbers of the pictures that are not there."""
+        return [i for i, image in enumerate(self.images) if not os.path.isfile(self.pictures / image["file_name"])]
+
+    def find_picture(self, index: int) -> Path:
+        """Give the path of a picture, or name it if it is not there."""
         image = self.images[index]
         path = self.pictures / image["file_name"]
         if not os.path.isfile(path):
@@ -117,6 +121,11 @@ class CocoSource:
                 f"pictures (--images; in training --data.images)"
             )
             raise DataError("missing picture", message)
+        return path
+
+    def read_picture(self, index: int) -> np.ndarray:
+        """Read a picture, whose size must be what the json says."""
+        image, path = self.images[index], self.find_picture(index)
         picture = read_picture(path)
         size = image["height"], image["width"]
         if size != picture.shape[:2] and size == picture.shape[1::-1]:

@@ -39,6 +39,26 @@ def open_sets(config: Config) -> tuple[SegmentationSamples, EvalSamples]:
     return train_set, EvalSamples(val, EvalTransform(data.test_short, data.test_longest), seed, data.on_bad_image)
 
 
+def check_pictures(source, on_bad_image: str) -> None:
+    """Notice pictures that are not there before training, not at the first evaluation.
+
+    Raises
+    ------
+    UserError
+        None is there, or one is missing and is to stop the run; if it is to be skipped, the source has a note of it.
+    """
+    missing = source.missing() if hasattr(source, "missing") else []
+    if not missing:
+        return
+    count = f"{len(missing)} of {len(source)} pictures are not there"
+    try:
+        source.find_picture(missing[0])
+    except UserError as error:
+        if on_bad_image == "stop" or len(missing) == len(source):
+            raise UserError(f"{count}: {error}") from error
+        source.notes = [*source.notes, f"{count} and are skipped; the first: {error}"]
+
+
 def open_val(config: Config):
     """Open the validation pictures' source."""
     return open_split(config, "val")

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..distributed import Ranks
+from ..errors import writing
 from ..outputs import Outputs
 from .cityscapes_eval import id_colours
 from .results import Instance, Panoptic, by_id, decode, image_id
@@ -42,7 +43,8 @@ class Writer(ABC):
     def __init__(self, folder: Path, vocabulary: Vocabulary, split: str = "val"):
         self.folder, self.vocabulary, self.split = Path(folder), vocabulary, split
         self.outputs = Outputs(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, name: str, picture: np.ndarray) -> None:
         """Write a picture as PNG."""

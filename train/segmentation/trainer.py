@@ -30,7 +30,7 @@ from ..weights import other_classes
 from .config import Config
 from .judges import create_judges
 from .model import build_model, build_optimizer, build_scheduler, peak_rate
-from .opening import open_sets, pack_vocabulary
+from .opening import check_pictures, open_sets, pack_vocabulary
 from .samples import Batch, EvalSamples, SegmentationSamples
 from .tiles import predict, prepare_views
 from .types import Vocabulary
@@ -108,7 +108,10 @@ class Segmentation(Task):
 
     def open_sets(self, config: Config) -> tuple[SegmentationSamples, EvalSamples]:
         """Open the pictures; the config's number of classes is taken from them if it is open."""
-        return open_sets(config)
+        sets = open_sets(config)
+        for samples in sets:
+            check_pictures(samples.source, samples.on_bad_image)
+        return sets
 
     def build_model(self, config: Config, train_set: SegmentationSamples) -> nn.Module:
         """Make the config's segmenter."""
@@ -144,7 +147,8 @@ class Segmentation(Task):
         source, passes = run.train_set.source, run.total * run.config.run.total_batch / len(run.train_set)
         counts = f"{len(run.train_set):,} training and {len(run.val_set):,} validation pictures"
         classes = f"{source.vocabulary.num_classes} classes ({len(source.vocabulary.things)} countable)"
-        notes = [f"note: {note}" for note in getattr(source, "notes", ())]
+        sources = (source, run.val_set.source)
+        notes = dict.fromkeys(f"note: {note}" for each in sources for note in getattr(each, "notes", ()))
         return [
             f"{counts} for {source.task} segmentation, {classes}; {run.total:,} updates ({passes:.1f} passes)",
             *notes,
