@@ -113,9 +113,10 @@ std::vector<int64_t> morton_order(const double* points, int64_t q, const int64_t
 }
 
 struct Boxes {  // padded to whole groups of FAN with boxes that are infinitely far away
+    int64_t count;  // without the padding
     std::vector<double> left, right, top, bottom;
 
-    explicit Boxes(int64_t count) {
+    explicit Boxes(int64_t count) : count(count) {
         const int64_t padded = (count + FAN - 1) / FAN * FAN;
         for (auto* side : {&left, &top}) side->assign(padded, FAR);
         for (auto* side : {&right, &bottom}) side->assign(padded, -FAR);
@@ -180,8 +181,10 @@ template <class Best>
 void search(const Tree& tree, Best& best, int level, int64_t group, int64_t guess, int64_t& first) {
     typename Best::Distance gap[FAN], near[FAN];
     int child[FAN], count = 0;
-    best.gaps(tree.levels[level], group * FAN, gap);
-    for (int i = 0; i < FAN; i++) {
+    const Boxes& boxes = tree.levels[level];
+    best.gaps(boxes, group * FAN, gap);
+    const int there = int(std::min<int64_t>(FAN, boxes.count - group * FAN));  // who still wants all wants no padding
+    for (int i = 0; i < there; i++) {
         if (!best.wants(gap[i])) continue;
         int at = count++;
         for (; at > 0 && gap[i] < near[at - 1]; at--) near[at] = near[at - 1], child[at] = child[at - 1];
