@@ -1,7 +1,10 @@
 """Folders and shards hold the same samples; bad images are named, counted and survived."""
 
 import io
+import os
 import re
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -283,3 +286,16 @@ def test_odd_shards_are_refused(tmp_path, members, message):
             add(archive)
     with pytest.raises(UserError, match=message):
         Shards([str(tmp_path / "a.tar")], 1, 10)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_python_ends_with_loader_processes_left_over(tmp_path):
+    """A generator that something still holds when Python ends, as a traceback does, keeps nobody waiting."""
+    make_folders(tmp_path)
+    script = (
+        "import sys; from parity_tests.test_train_data import *\n"
+        f"config = config_for({str(tmp_path)!r}, '--data.workers', '2'); samples = open_samples(config, 'train')\n"
+        "batches = load(samples, TrainKeys(samples, config, Ranks('cpu'), 0, 0), config, cuda=False)\n"
+        "next(batches); sys.kept = batches\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

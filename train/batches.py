@@ -5,10 +5,11 @@ total batch; rank r takes the r-th part, in pieces of ``batch_size`` where gradi
 an update depend neither on the number of processes nor on where a run was resumed.
 """
 
+import atexit
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from multiprocessing import get_all_start_methods, resource_tracker
+from multiprocessing import active_children, get_all_start_methods, resource_tracker
 
 import numpy as np
 from torch import Generator
@@ -116,10 +117,21 @@ def load(samples: Samples, keys, config: Section, cuda: bool) -> Iterator[Batch]
     )
     with signals_blocked():
         batches = iter(loader)
-    for batch in batches:
-        if batch.images is None:
-            raise unreadable(samples, batch)
-        yield batch.pinned() if cuda else batch
+    try:
+        for batch in batches:
+            if batch.images is None:
+                raise unreadable(samples, batch)
+            yield batch.pinned() if cuda else batch
+    finally:
+        del batches  # ends the loader processes now, not when a traceback that holds this frame goes
+
+
+@atexit.register
+def end_loaders() -> None:
+    """Kill loader processes that are left when Python ends: they ignore SIGTERM, and it would wait for them forever."""
+    for process in active_children():
+        if process.daemon:
+            process.kill()
 
 
 def unreadable(samples: Samples, batch: Batch) -> UserError:
