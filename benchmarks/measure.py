@@ -1,5 +1,6 @@
 """The clock, taking turns, and the memory of a process of its own."""
 
+import functools
 import multiprocessing
 import resource
 import statistics
@@ -7,10 +8,11 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from fast.ops import dispatch
+from fast.ops import dispatch, native
 
 from .cases import STEP
 
@@ -40,6 +42,19 @@ def seconds(run, device):
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000
+
+
+@functools.cache
+def fma_peak():
+    """Measure what the processor reaches on registers alone, in FLOPs a second of float32: the best of 20 calls."""
+    tasks, steps = 64, 20_000
+    out, lanes = torch.empty(tasks), torch.empty(1, dtype=torch.int64)
+    took = []
+    for _ in range(20):
+        start = time.perf_counter()
+        native.call(str(Path(__file__).with_name("fma.cpp")), "multiply_add", out, lanes, tasks, steps)
+        took.append(time.perf_counter() - start)
+    return 2 * 12 * tasks * steps * lanes.item() / min(took)
 
 
 def alternate(runs, rounds, budget, clock):

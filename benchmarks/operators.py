@@ -67,6 +67,19 @@ def prepare(case, device):
     return {"attention": _attention, "merging": _merging}[case.what](case, geometry, positions, device)
 
 
+def attention_flops(case):
+    """Count floating-point operations of attention's products (Eq. 2 and 3), two for a multiply-add.
+
+    Each pair of a query and a neighbour needs, in each head, d multiply-adds for the weight and d for the sum; going
+    back, d for the weight once more and for the gradients of weight, query, key and value. Softmax and position bias,
+    under a tenth of it, are left out.
+    """
+    stage = case.stage - 1
+    counts = token_counts(tuple(side // 4 for side in case.size), CONFIG.rate)
+    pairs = case.batch * counts[stage] * min(counts[stage], CONFIG.neighborhood[stage])
+    return 2 * pairs * CONFIG.dims[stage] * (7 if case.task == BACKWARD else 2)
+
+
 def _geometry(positions, stage, canvas):
     return stage_geometry(positions, CONFIG.cluster_size, CONFIG.neighborhood[stage - 1], canvas)
 

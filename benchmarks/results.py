@@ -18,7 +18,8 @@ TIMES = ("median_ms", "min_ms", "max_ms", "repeats")
 MEMORY = ("peak_mib", "rise_mib", "memory_to_swin", "memory_to_plain")
 RATIOS = tuple(f"to_{rival}{end}" for rival in ("swin", "plain") for end in ("", "_min", "_max"))
 SOURCE = ("taken", "device", "threads", "torch", "timm", "commit", "date")
-COLUMNS = (*KEY, *TIMES, *RATIOS, *MEMORY, "share", *SOURCE)
+LIMIT = ("gflops", "peak_gflops")  # reached by attention, and by multiply-adds on registers alone
+COLUMNS = (*KEY, *TIMES, *RATIOS, *MEMORY, *LIMIT, "share", *SOURCE)
 
 
 def source(device):

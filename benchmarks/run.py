@@ -197,6 +197,9 @@ class Bench:
         row |= {"median_ms": statistics.median(milliseconds), "min_ms": milliseconds[0], "max_ms": milliseconds[-1]}
         row |= {"repeats": len(times), **columns, "taken": taken(case, self.device), **self.source}
         row |= {"peak_mib": peak.peak, "rise_mib": peak.rise} if peak else {}
+        if case.what == "attention" and self.device.type == "cpu":
+            reached = operators.attention_flops(case) / statistics.median(times)
+            row |= {"gflops": reached / 1e9, "peak_gflops": measure.fma_peak() / 1e9}
         key = [row.get(name) for name in results.KEY]
         self.rows = [old for old in self.rows if [old.get(name) for name in results.KEY] != key] + [row]
         print(f"{case}: {describe(row)}", flush=True)
@@ -225,6 +228,9 @@ def describe(row):
         parts.append(f"peak {row['peak_mib']:.0f} MiB, {row['rise_mib']:.0f} of them the case's own")
     if row.get("memory_to_swin") is not None:
         parts.append(f"{row['memory_to_swin']:.2f} x Swin's")
+    if "gflops" in row:
+        share = row["gflops"] / row["peak_gflops"]
+        parts.append(f"{row['gflops']:.0f} GFLOP/s, {100 * share:.0f} % of what registers alone allow")
     if "share" in row:
         parts.append(f"{100 * row['share']:.1f} % of the pass")
     return "; ".join(parts)

@@ -16,7 +16,7 @@ BEGIN, END = "<!-- made by python -m benchmarks.table: begin -->", "<!-- made by
 NAMES = {"aff_mini": "AFF-Mini", "aff_tiny": "AFF-Tiny", "float32": "", "eager": ""}
 MODEL = ("time, ms", "x Swin's", "x plain paths'", "memory, MiB", "x Swin's")
 GEOMETRY = ("time, ms", "share of the forward pass")
-OPERATOR = ("time, ms", "x plain paths'", "memory, MiB")
+OPERATOR = ("time, ms", "x plain paths'", "memory, MiB", "GFLOP/s", "of the FMA peak")
 INTRODUCTION = """`make bench` runs the parity tests, then measures. Every row with device, versions and commit is in
 [cpu.csv](cpu.csv) (those of a GPU will be in `gpu.csv`); these are some of them."""
 PICTURE = "![images a second over image size](throughput.png)"  # where sizes were measured one image at a time
@@ -24,7 +24,8 @@ EXPLAINED = """Medians (least to most) of two visits, minutes apart. A ratio is 
 in turn: AFF-Tiny against timm's Swin-Tiny, AFF-Mini against timm's Swin of AFF-Mini's own widths, depths and MLP ratio
 (6.76 million parameters, as many as AFF-Mini), segmenters against transformers' Mask2Former with Swin-Tiny. Plain
 paths: every token gathers its neighbourhood, and all pairs are compared. Memory: the greatest that a process of its own
-had (on a GPU, its tensors), less what it had before the model was made."""
+had (on a GPU, its tensors), less what it had before the model was made. GFLOP/s: of attention's products alone
+(`benchmarks/operators.py` counts them), beside what the same threads reach with multiply-adds on registers."""
 
 
 def main(arguments):
@@ -87,7 +88,7 @@ def tables(rows):
         for row in find(rows, group="operator", paths="fastest")
         if row["task"] == BACKWARD or (row["what"], row["stage"]) == ("stage geometry", "2")
     ]
-    lines = [[label(row), timed(row), compared(row)[1], memory(row)[0]] for row in operators]
+    lines = [[label(row), timed(row), compared(row)[1], memory(row)[0], *limit(row)] for row in operators]
     yield table("operator", OPERATOR, lines)
 
 
@@ -117,6 +118,13 @@ def compared(row):
 def memory(row):
     """Write a row's memory and its ratio to Swin-Tiny's."""
     return [number(row["rise_mib"]), number(row["memory_to_swin"])]
+
+
+def limit(row):
+    """Write the GFLOP/s reached, and their share of what multiply-adds on registers alone reach."""
+    if row["gflops"] == "":
+        return ["", ""]
+    return [number(row["gflops"]), percent(float(row["gflops"]) / float(row["peak_gflops"]))]
 
 
 def percent(share):

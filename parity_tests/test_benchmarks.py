@@ -179,6 +179,24 @@ def test_rows_hold_ratios_of_time_and_memory(bench, dictated, tmp_path):
     assert swin["taken"] == swin["to_swin"] == ""
 
 
+def test_attention_is_held_against_the_processor(bench, dictated, monkeypatch, tmp_path):
+    case = Case("operator", "attention", size=(224, 224), batch=4, stage=1)
+    flops = 4 * 56 * 56 * 48 * 64 * 2 * 2  # tokens, neighbours, channels, weights and sum, multiply and add
+    assert run.operators.attention_flops(case) == flops
+    assert run.operators.attention_flops(replace(case, task=BACKWARD)) == 3.5 * flops
+    monkeypatch.setattr(measure, "fma_peak", lambda: 2.0 * flops)
+    (row,) = rows_of(bench, [Comparison(case)], tmp_path / "rows.csv")
+    assert table.limit(row) == [table.number(flops / 1e9), "50.0 %"] and table.limit(row | {"gflops": ""}) == ["", ""]
+
+
+def test_registers_reach_more_than_memory_does():
+    if dispatch.path("attention", CPU) != "cpu":
+        pytest.skip("no compiler")
+    x, y = torch.ones(2**22), torch.ones(2**22)
+    took = min(measure.seconds(lambda: torch.add(x, y, out=y), CPU) for _ in range(5))
+    assert 2 * len(x) / took < measure.fma_peak() < 1e13 * torch.get_num_threads()
+
+
 def test_what_fails_is_named_and_the_rest_goes_on(bench, dictated, monkeypatch, capsys):
     def memory(case, *_):
         if case.plain:
