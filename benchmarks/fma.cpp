@@ -11,7 +11,7 @@ extern "C" void multiply_add(const Threads* threads, float* out, int64_t* lanes,
     parallel_for(threads, tasks, 1, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; task++) {
             Vector sums[chains] = {}, factor = {}, term = {};
-            for (auto& sum : sums) sum += 1.0f;
+            for (int i = 0; i < chains; i++) sums[i] += 1.0f + i;  // equal chains would be computed once
             factor += 0.999f + 1e-9f * task;
             term += 0.001f;
             for (int64_t step = 0; step < steps; step++)
