@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib.figure
 import matplotlib.ticker
 
-from train.errors import Parser, UserError, run_command
+from train.common.errors import Parser, UserError, run_command
 
 from .cases import SWIN, SWIN_MINI
 from .results import ROOT, find, read

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from train.errors import UserError
+from train.common.errors import UserError
 
 ROOT = Path(__file__).parent
 KEY = ("group", "what", "task", "stage", "size", "batch", "dtype", "mode", "paths")

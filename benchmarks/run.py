@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from fast.ops import dispatch
-from train.errors import Parser, UserError, run_command
+from train.common.errors import Parser, UserError, run_command
 
 from . import measure, models, operators, results
 from .cases import SWIN, SWIN_MINI, SWIN_SEGMENTER, comparisons

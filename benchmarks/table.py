@@ -6,7 +6,7 @@ python -m benchmarks.table
 import sys
 from pathlib import Path
 
-from train.errors import Parser, UserError, run_command
+from train.common.errors import Parser, UserError, run_command
 
 from .cases import BACKWARD, SWIN, SWIN_MINI, SWIN_SEGMENTER
 from .results import ROOT, find, read, targets

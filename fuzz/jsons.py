@@ -148,9 +148,9 @@ def change(draw: random.Random, content):
 def use(root: Path, name: str) -> str:
     """Open what a file describes, read every picture and describe it all; "refused" or "read"."""
     from train.check_data import main
-    from train.errors import UserError
-    from train.segmentation.opening import pack_vocabulary, unpack_vocabulary
-    from train.segmentation.sources import open_source
+    from train.common.errors import UserError
+    from train.data.formats import open_source
+    from train.data.segmentation import pack_vocabulary, unpack_vocabulary
 
     output, outcome = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), "read"
     path = root if name == "classes.json" else root / name

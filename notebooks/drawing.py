@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from skimage.transform import resize
 
-from train.digit_parts import read_photograph
+from train.data.digit_parts import read_photograph
 
 CELL = 4  # pixels of a cell of the finest grid
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
@@ -47,7 +47,7 @@ def photo(name="cat", height=224, width=224):
     Parameters
     ----------
     name : str
-        One of ``train.digit_parts.PHOTOGRAPHS``: cat, astronaut, coffee, rocket, china.jpg, flower.jpg, ...
+        One of ``train.data.digit_parts.PHOTOGRAPHS``: cat, astronaut, coffee, rocket, china.jpg, flower.jpg, ...
     height, width : int
         Pixels.
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from cityscapesscripts.helpers.labels import labels as cityscapes_labels
 
-from train.segmentation.results import Instance, Panoptic, encode
-from train.segmentation.types import ClassInfo, Sample, Vocabulary
+from train.data.sample import ClassInfo, Sample, Vocabulary
+from train.inference.predictions import Instance, Panoptic, encode
 
 TOY = Vocabulary(
     (ClassInfo("one", 1, True, None), ClassInfo("two", 2, True, None), ClassInfo("sky", 9, False, None)), "toy"

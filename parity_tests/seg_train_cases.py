@@ -3,14 +3,14 @@
 import torch
 
 from fast.matching import Objects
-from train.config import load_config
-from train.distributed import Ranks
-from train.engine import train
-from train.run import Run
-from train.segmentation.config import Config
-from train.segmentation.model import build_model
-from train.segmentation.samples import Batch
-from train.segmentation.trainer import Segmentation
+from train.common.distributed import Ranks
+from train.config.loader import load_config
+from train.config.segmentation import Config
+from train.data.segmentation_dataset import Batch
+from train.engine.loop import train
+from train.engine.run import Run
+from train.models.segmenter import build_model
+from train.tasks.segmentation import Segmentation
 
 KIND = "autofocusformer segmentation checkpoint 1"
 

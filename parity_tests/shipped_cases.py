@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 import fast.pretrained
-from train.card import SECTIONS
 from train.classify import main as classify
-from train.errors import run_command
+from train.common.errors import run_command
 from train.export import MOST_BYTES, MOST_SAMPLE_BYTES, UNWRITTEN
 from train.export import main as export
-from train.export_judge import judge_samples, samples_of
+from train.inference.predictions import encode
+from train.models.pretrained import read_header
+from train.release.card import SECTIONS
+from train.release.scores import judge_samples, samples_of
 from train.segment import main as segment
-from train.segmentation.results import encode
-from train.shipped import read_header
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|work|tmp|mnt|data|Users|workspace)/|[A-Z]:\\\\")
 TOLERANCE = 1.0  # percent: another CPU adds in another order, and may rank a token or an object otherwise

@@ -15,7 +15,7 @@ import fast.backbone
 from benchmarks import cases, measure, models, plot, results, run, table
 from benchmarks.cases import BACKWARD, SWIN, SWIN_MINI, SWIN_SEGMENTER, Case, Comparison
 from fast.ops import dispatch
-from train.errors import UserError
+from train.common.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

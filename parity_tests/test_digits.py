@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from train.digit_parts import BACKGROUNDS, PHOTOGRAPHS, kinds_of, load_material, read_photograph
-from train.digits import CLASSES, LEVELS, DigitsConfig, Painter, ScatteredDigits
+from train.data.digit_parts import BACKGROUNDS, PHOTOGRAPHS, kinds_of, load_material, read_photograph
+from train.data.digits import CLASSES, LEVELS, DigitsConfig, Painter, ScatteredDigits
 
 TEXTURES = BACKGROUNDS["textures"]
 MANY = DigitsConfig(height=96, width=128, digits=(5, 12), digit_size=(16, 48), sign="either", colour=0.2)

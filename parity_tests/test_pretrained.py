@@ -20,9 +20,9 @@ import fast.pretrained
 from fast.checkpoints import CheckpointError
 from parity_tests.shipped_cases import MACHINE_PATH, check_shipped, export_stand_in, train_stand_ins
 from train import evaluate, export, predict, segment, show
-from train.errors import UserError, run_command
-from train.segmentation.pictures import read_picture
-from train.shipped import read_header
+from train.common.errors import UserError, run_command
+from train.data.mask_files import read_picture
+from train.models.pretrained import read_header
 
 ROOT = Path(__file__).parent.parent
 IMAGES = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))

@@ -8,13 +8,13 @@ from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
 
 from parity_tests import seg_trees as trees
 from parity_tests.seg_trees import SQUARE, bands, picture
-from train.digit_parts import KINDS, kinds_of
-from train.digits import CLASSES, DigitsConfig
-from train.errors import UserError
-from train.segmentation import folders
-from train.segmentation.digits import DigitsSource, find_parts, vocabulary
-from train.segmentation.sources import guess, open_source, tasks_of
-from train.segmentation.types import TASKS
+from train.common.errors import UserError
+from train.data import mask_folders as folders
+from train.data.digit_parts import KINDS, kinds_of
+from train.data.digits import CLASSES, DigitsConfig
+from train.data.digits_segmentation import DigitsSource, find_parts, vocabulary
+from train.data.formats import guess, open_source, tasks_of
+from train.data.sample import TASKS
 
 IDS = bands(7, 24, 24001, 24002, 26001, 29001, 0, 11, dtype=np.int32)  # road, people (crowd, two), car, caravan, void
 

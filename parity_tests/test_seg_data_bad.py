@@ -10,12 +10,12 @@ from PIL import Image
 from parity_tests import seg_trees as trees
 from parity_tests.seg_trees import SQUARE, bands
 from train.check_data import main as check_data
-from train.digits import DigitsConfig
-from train.errors import UserError, run_command
-from train.reading import ImageError
-from train.segmentation.coco_masks import to_mask
-from train.segmentation.pictures import read_ids, read_picture
-from train.segmentation.sources import open_source
+from train.common.errors import UserError, run_command
+from train.data.coco_masks import to_mask
+from train.data.digits import DigitsConfig
+from train.data.formats import open_source
+from train.data.images import ImageError
+from train.data.mask_files import read_ids, read_picture
 
 
 def refused(load, message):

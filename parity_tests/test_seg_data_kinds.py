@@ -9,13 +9,13 @@ import pytest
 from parity_tests import seg_trees as trees
 from parity_tests.seg_trees import CATEGORIES, SQUARE, bands, picture, write_png
 from train.check_data import main as check_data
-from train.errors import UserError, run_command
-from train.reading import ImageError
-from train.segmentation.coco_masks import unpack
-from train.segmentation.config import Config
-from train.segmentation.folders import list_files
-from train.segmentation.opening import open_sets
-from train.segmentation.sources import guess, open_source
+from train.common.errors import UserError, run_command
+from train.config.segmentation import Config
+from train.data.coco_masks import unpack
+from train.data.formats import guess, open_source
+from train.data.images import ImageError
+from train.data.mask_folders import list_files
+from train.data.segmentation import open_sets
 
 DRAWN = np.zeros((40, 60), dtype=bool)
 DRAWN[5:25, 10:30] = True
@@ -264,7 +264,7 @@ def test_packed_runs_end():
 
 
 def test_more_masks_than_memory_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("train.segmentation.coco.MOST_BYTES", 2 * 2400)
+    monkeypatch.setattr("train.data.coco.MOST_BYTES", 2 * 2400)
     path = edited(tmp_path, lambda c: c["annotations"].extend([c["annotations"][0]] * 2))
     with pytest.raises(ImageError, match="3 annotations on 60 x 40 pixels, too many to hold"):
         open_source(path, "train").load(0)

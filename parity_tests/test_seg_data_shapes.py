@@ -9,9 +9,9 @@ from PIL import Image
 from parity_tests.seg_train_cases import fit
 from parity_tests.seg_trees import picture, write_png
 from train.check_data import main as check_data
-from train.errors import UserError, run_command
-from train.segmentation.pictures import DataError
-from train.segmentation.sources import guess, open_source, tasks_of
+from train.common.errors import UserError, run_command
+from train.data.formats import guess, open_source, tasks_of
+from train.data.mask_files import DataError
 
 SHAPE = (40, 60)
 DRAWN = np.zeros(SHAPE, dtype=bool)
@@ -316,13 +316,13 @@ def test_voc_files_missing_or_too_large(tmp_path, monkeypatch):
     (root / "JPEGImages" / "a.png").unlink()
     with pytest.raises(DataError, match="no picture .*a.jpg, named in .*a.xml"):
         load(root, boxes=True)
-    monkeypatch.setattr("train.segmentation.voc.MOST_XML", 100)
+    monkeypatch.setattr("train.data.voc.MOST_XML", 100)
     with pytest.raises(DataError, match="a.xml is not readable as xml: it has more than 100 bytes"):
         load(root, boxes=True)
     (root / "Annotations" / "a.xml").unlink()
     with pytest.raises(DataError, match="no annotation file .*a.xml"):
         load(root, boxes=True)
-    monkeypatch.setattr("train.segmentation.labelme.MOST_JSON", 100)
+    monkeypatch.setattr("train.data.labelme.MOST_JSON", 100)
     labelme(tmp_path / "other" / "train" / "a.json")
     (tmp_path / "other" / "labels.txt").write_text("cat\n")
     with pytest.raises(DataError, match="a.json has more than 100 bytes"):

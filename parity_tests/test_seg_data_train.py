@@ -12,10 +12,13 @@ from torch.utils.data import DataLoader
 from fast.matching import Objects
 from parity_tests import seg_trees as trees
 from parity_tests.seg_trees import bands
-from train.batches import BadImages
-from train.data import isolated_random
-from train.errors import UserError
-from train.segmentation.augment import (
+from train.common.errors import UserError
+from train.data.classification import isolated_random
+from train.data.formats import open_source
+from train.data.loader import BadImages
+from train.data.sample import Sample
+from train.data.segmentation_dataset import SegmentationSamples, collate
+from train.data.segmentation_transforms import (
     MEAN,
     STD,
     EvalTransform,
@@ -26,9 +29,6 @@ from train.segmentation.augment import (
     largest_share,
     unscaled,
 )
-from train.segmentation.samples import SegmentationSamples, collate
-from train.segmentation.sources import open_source
-from train.segmentation.types import Sample
 
 # Loader processes are forked from a process that has threads; Python 3.12 warns of that, as torch's default does it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")

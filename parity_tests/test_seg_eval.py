@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from parity_tests.seg_eval_cases import CITY, TOY, box, city_ids, city_sample, instances, panoptic, sample
-from train.segmentation.cityscapes_eval import CityscapesInstanceEvaluator, CityscapesPanopticEvaluator
-from train.segmentation.coco_eval import InstanceEvaluator
-from train.segmentation.judges import create_judges
-from train.segmentation.panoptic_eval import PanopticEvaluator
-from train.segmentation.semantic_eval import SemanticEvaluator
-from train.segmentation.truth import label_map
+from train.metrics.cityscapes import CityscapesInstanceEvaluator, CityscapesPanopticEvaluator
+from train.metrics.coco import InstanceEvaluator
+from train.metrics.evaluator_list import create_judges
+from train.metrics.panoptic import PanopticEvaluator
+from train.metrics.semantic import SemanticEvaluator
+from train.metrics.targets import label_map
 
 FIRST, SECOND = box(2, 2, 10, 10), box(5, 16, 10, 10)
 CARS = [CITY.label_of[26]] * 2

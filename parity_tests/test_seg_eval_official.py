@@ -16,12 +16,12 @@ from pycocotools import mask as coco_mask
 from torchmetrics.detection import PanopticQuality
 
 from parity_tests.seg_eval_cases import CITY, TOY, box, city_ids, city_sample, instances, panoptic, sample, shaken
-from train.segmentation.cityscapes_eval import CityscapesInstanceEvaluator, CityscapesPanopticEvaluator
-from train.segmentation.coco_eval import InstanceEvaluator, score_files
-from train.segmentation.panoptic_eval import PanopticEvaluator
-from train.segmentation.semantic_eval import SemanticEvaluator
-from train.segmentation.submission import create_writer
-from train.segmentation.types import ClassInfo, Vocabulary
+from train.data.sample import ClassInfo, Vocabulary
+from train.metrics.cityscapes import CityscapesInstanceEvaluator, CityscapesPanopticEvaluator
+from train.metrics.coco import InstanceEvaluator, score_files
+from train.metrics.panoptic import PanopticEvaluator
+from train.metrics.semantic import SemanticEvaluator
+from train.metrics.submission import create_writer
 
 SEEDS = range(6)
 

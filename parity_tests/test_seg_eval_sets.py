@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from parity_tests.seg_eval_cases import CITY, TOY, box, city_ids, city_sample, instances, panoptic, sample, shaken
-from train.segmentation.coco_eval import InstanceEvaluator
-from train.segmentation.judges import create_judges
-from train.segmentation.results import Instance, decode, encode
-from train.segmentation.submission import create_writer
-from train.segmentation.types import ClassInfo, Vocabulary
+from train.data.sample import ClassInfo, Vocabulary
+from train.inference.predictions import Instance, decode, encode
+from train.metrics.coco import InstanceEvaluator
+from train.metrics.evaluator_list import create_judges
+from train.metrics.submission import create_writer
 
 TASKS = ("semantic", "instance", "panoptic")
 

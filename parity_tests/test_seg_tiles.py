@@ -11,14 +11,15 @@ from torch import nn
 from benchmarks import measure
 from fast.segmenter import output
 from parity_tests.seg_train_cases import config_of
-from train.errors import UserError
-from train.segmentation import inference, tiles
-from train.segmentation.augment import MEAN, STD, EvalTransform
-from train.segmentation.config import Judge
-from train.segmentation.joining import InstanceJoiner, PanopticJoiner, put, share_of_union
-from train.segmentation.results import Instance, Panoptic, check, decode, encode
-from train.segmentation.tiling import cut_picture, cut_side
-from train.segmentation.types import ClassInfo, Vocabulary
+from train.common.errors import UserError
+from train.config.segmentation import Judge
+from train.data.sample import ClassInfo, Vocabulary
+from train.data.segmentation_transforms import MEAN, STD, EvalTransform
+from train.inference import segmentation as inference
+from train.inference import views as tiles
+from train.inference.predictions import Instance, Panoptic, check, decode, encode
+from train.inference.tile_grid import cut_picture, cut_side
+from train.inference.tile_joining import InstanceJoiner, PanopticJoiner, put, share_of_union
 
 KINDS = 3  # countable classes: red value modulo 3; the fourth class is what is black
 VOCABULARY = Vocabulary(tuple(ClassInfo(name, i, i < KINDS, None) for i, name in enumerate("abc-")), "colours")

@@ -13,15 +13,16 @@ from fast.matching import NO_OBJECT_WEIGHT, SetLoss
 from parity_tests import seg_trees as trees
 from parity_tests.seg_train_cases import KIND, config_of, empty, fit, model_of, run_of
 from parity_tests.test_train_resume import assert_same
-from train import engine, segment
-from train.checkpoint import read_file
-from train.config import load_config
-from train.distributed import Ranks
-from train.engine import train
-from train.errors import Interrupted
-from train.segmentation.config import Config
-from train.segmentation.model import build_model, build_optimizer, build_scheduler, peak_rate
-from train.segmentation.trainer import PassKeys, Segmentation
+from train import segment
+from train.common.distributed import Ranks
+from train.common.errors import Interrupted
+from train.config.loader import load_config
+from train.config.segmentation import Config
+from train.engine import loop as engine
+from train.engine.loop import train
+from train.models.checkpoint import read_file
+from train.models.segmenter import build_model, build_optimizer, build_scheduler, peak_rate
+from train.tasks.segmentation import PassKeys, Segmentation
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -202,11 +203,11 @@ def test_updates_without_any_object_train_on(amp):
 
 NO_OBJECTS_ON_RANK_1 = """
 import sys
-from train.config import load_config
-from train.distributed import Ranks
-from train.engine import train
-from train.segmentation.config import Config
-from train.segmentation.trainer import Segmentation
+from train.config.loader import load_config
+from train.common.distributed import Ranks
+from train.engine.loop import train
+from train.config.segmentation import Config
+from train.tasks.segmentation import Segmentation
 from parity_tests.seg_train_cases import empty
 class Poor(Segmentation):
     def share(self, run, pieces):

@@ -15,19 +15,19 @@ from benchmarks import measure
 from parity_tests.seg_train_cases import KIND, config_of, model_of
 from parity_tests.seg_trees import picture
 from train import demo, predict
-from train.checkpoint import write_file
-from train.config import load_config
-from train.errors import UserError, run_command
-from train.focus import is_inside
-from train.outputs import MANIFEST
-from train.segmentation import inference
-from train.segmentation.augment import EvalTransform
-from train.segmentation.config import Judge
-from train.segmentation.digits import vocabulary
-from train.segmentation.inference import Enlarger, find_instances, find_segments, semantic_labels
-from train.segmentation.opening import known_vocabulary, pack_vocabulary, unpack_vocabulary
-from train.segmentation.pictured import box, draw_segments, middle
-from train.segmentation.results import check, decode, encode
+from train.common.errors import UserError, run_command
+from train.common.output_files import MANIFEST
+from train.config.loader import load_config
+from train.config.segmentation import Judge
+from train.data.digits_segmentation import vocabulary
+from train.data.segmentation import known_vocabulary, pack_vocabulary, unpack_vocabulary
+from train.data.segmentation_transforms import EvalTransform
+from train.inference import segmentation as inference
+from train.inference.predictions import check, decode, encode
+from train.inference.segmentation import Enlarger, find_instances, find_segments, semantic_labels
+from train.metrics.focus_ratio import is_inside
+from train.models.checkpoint import write_file
+from train.visualization.segments import box, draw_segments, middle
 
 THINGS = frozenset(range(3))
 

@@ -9,11 +9,11 @@ import torch
 import fast
 from parity_tests.seg_train_cases import KIND, config_of, model_of
 from train import segment
-from train.build import build_model as build_classifier
-from train.checkpoint import read_file, write_file
 from train.classify import main as classify
-from train.config import load_config
-from train.errors import UserError, run_command
+from train.common.errors import UserError, run_command
+from train.config.loader import load_config
+from train.models.checkpoint import read_file, write_file
+from train.models.classifier import build_model as build_classifier
 
 
 @pytest.fixture(autouse=True)

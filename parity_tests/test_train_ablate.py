@@ -13,14 +13,14 @@ from fast.patch_embedding import grid_positions
 from fast.position import relative_position
 from train import ablate
 from train.ablate import settings_of, vary
-from train.ablate_parts import GAIN, AblatedClassification, AnyDigit, Config, Shared, take_out
-from train.ablate_table import NUMBERS, append_run, read_runs, spread, write_table
-from train.config import load_config
-from train.digit_parts import kinds_of
-from train.distributed import Ranks
-from train.errors import Interrupted, UserError
-from train.run import Run
-from train.segmentation.opening import open_digits
+from train.ablation.rows import GAIN, AblatedClassification, AnyDigit, Config, Shared, take_out
+from train.ablation.table import NUMBERS, append_run, read_runs, spread, write_table
+from train.common.distributed import Ranks
+from train.common.errors import Interrupted, UserError
+from train.config.loader import load_config
+from train.data.digit_parts import kinds_of
+from train.data.segmentation import open_digits
+from train.engine.run import Run
 
 POSITIONS = grid_positions((6, 5), "cpu")
 TINY = {

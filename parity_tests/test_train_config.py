@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from train.build import build_optimizer, build_scheduler, peak_rate
-from train.config import config_names, load_config
-from train.distributed import Ranks
-from train.errors import UserError
-from train.segmentation.config import Config as SegmentConfig
+from train.common.distributed import Ranks
+from train.common.errors import UserError
+from train.config.loader import config_names, load_config
+from train.config.segmentation import Config as SegmentConfig
+from train.models.classifier import build_optimizer, build_scheduler, peak_rate
 
 
 def test_every_config_loads_and_says_what_it_needs():
-    from train.config import CONFIGS
+    from train.config.loader import CONFIGS
 
     for name in config_names():
         load_config(name)
@@ -118,10 +118,10 @@ def test_cuda_without_gpu_is_one_line(monkeypatch):
 
 def test_first_weights_have_the_gain_that_is_asked_for():
     """Linear layers of the backbone have std gain / sqrt(inputs); the importance's own 0.02 and all biases stay."""
-    from train.build import build_model as classifier
-    from train.config import Config
-    from train.segmentation.config import Config as SegmentConfig
-    from train.segmentation.model import build_model as segmenter
+    from train.config.loader import Config
+    from train.config.segmentation import Config as SegmentConfig
+    from train.models.classifier import build_model as classifier
+    from train.models.segmenter import build_model as segmenter
 
     plain, asked = (classifier(Config(model={"name": "aff_mini", "init_gain": gain})) for gain in (None, 1.4))
     sections = {"model": {"name": "aff_mini", "num_classes": 2, "init_gain": 1.4}}

@@ -13,13 +13,13 @@ import torch
 import webdataset
 from PIL import Image
 
-from train.batches import BadImages, EvalKeys, TrainKeys, load
-from train.config import load_config
-from train.data import check_classes, open_samples
-from train.distributed import Ranks
-from train.errors import UserError
-from train.evaluation import evaluate
-from train.shards import Shards, expand, most_names
+from train.common.distributed import Ranks
+from train.common.errors import UserError
+from train.config.loader import load_config
+from train.data.classification import check_classes, open_samples
+from train.data.loader import BadImages, EvalKeys, TrainKeys, load
+from train.data.shards import Shards, expand, most_names
+from train.metrics.classification import evaluate
 
 # Loader processes are forked from a process that has threads; Python 3.12 warns of that, as torch's default does it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.build import set_batch_norm
-from train.checkpoint import read_file
-from train.classification import Classification
-from train.config import load_config
-from train.distributed import Ranks
-from train.engine import train
-from train.errors import UserError
-from train.run import Run
+from train.common.distributed import Ranks
+from train.common.errors import UserError
+from train.config.loader import load_config
+from train.engine.loop import train
+from train.engine.run import Run
+from train.models.checkpoint import read_file
+from train.models.classifier import set_batch_norm
+from train.tasks.classification import Classification
 
 ROOT = Path(__file__).parents[1]
 # A batch norm would see half batches, so it is frozen here (on GPUs, run.batch_norm sync sees the whole).

@@ -7,20 +7,19 @@ import torch
 
 import fast
 from parity_tests.seg_train_cases import KIND, config_of, fit, model_of, run_of
-from train import engine
-from train.build import build_optimizer, build_scheduler, set_training
-from train.checkpoint import read_file
-from train.classification import Classification
-from train.config import load_config
-from train.distributed import Ranks
-from train.engine import train
-from train.errors import Interrupted, UserError
-from train.layers import freeze, layer_depths
-from train.run import Run
-from train.segmentation import model as segmenter
-from train.segmentation.trainer import Segmentation
-
-from .test_train_resume import assert_same
+from parity_tests.test_train_resume import assert_same
+from train.common.distributed import Ranks
+from train.common.errors import Interrupted, UserError
+from train.config.loader import load_config
+from train.engine import loop as engine
+from train.engine.loop import train
+from train.engine.run import Run
+from train.models import segmenter
+from train.models.checkpoint import read_file
+from train.models.classifier import build_optimizer, build_scheduler, set_training
+from train.models.layers import freeze, layer_depths
+from train.tasks.classification import Classification
+from train.tasks.segmentation import Segmentation
 
 NANO = {"depths": [1, 1, 2, 1], "dims": [8, 16, 16, 24], "heads": [1, 1, 2, 2]}
 EMA = ["--run.ema", "0.9", "--data.val_length", "4"]

@@ -12,12 +12,12 @@ from PIL import Image
 from parity_tests.seg_train_cases import KIND, config_of, model_of
 from parity_tests.seg_trees import picture, write_png
 from train import predict, show
-from train.checkpoint import write_file
-from train.errors import UserError, run_command
-from train.outputs import MANIFEST, Outputs
-from train.segmentation.digits import vocabulary
-from train.segmentation.opening import pack_vocabulary
-from train.segmentation.submission import create_writer
+from train.common.errors import UserError, run_command
+from train.common.output_files import MANIFEST, Outputs
+from train.data.digits_segmentation import vocabulary
+from train.data.segmentation import pack_vocabulary
+from train.metrics.submission import create_writer
+from train.models.checkpoint import write_file
 
 
 @pytest.fixture(autouse=True)

@@ -4,16 +4,15 @@ import json
 
 import pytest
 
-from train.checkpoint import read_file
-from train.classification import Classification
-from train.config import load_config
-from train.engine import train
-from train.errors import UserError
-from train.segmentation.trainer import Segmentation
-
-from .seg_train_cases import config_of
-from .test_train_data import config_for, make_folders
-from .test_train_resume import assert_same
+from parity_tests.seg_train_cases import config_of
+from parity_tests.test_train_data import config_for, make_folders
+from parity_tests.test_train_resume import assert_same
+from train.common.errors import UserError
+from train.config.loader import load_config
+from train.engine.loop import train
+from train.models.checkpoint import read_file
+from train.tasks.classification import Classification
+from train.tasks.segmentation import Segmentation
 
 TASKS = {
     "classify": (Classification, lambda *more: load_config("digits_smoke", [*more, "--data.val_length", "8"])),

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from train import demo_classify, evaluate, show
-from train.build import build_model
 from train.classify import main as classify
-from train.config import load_config
-from train.errors import UserError, run_command
-from train.focus import Focus, is_inside
+from train.common.errors import UserError, run_command
+from train.config.loader import load_config
+from train.metrics.focus_ratio import Focus, is_inside
+from train.models.classifier import build_model
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from train import predict
-from train.checkpoint import KIND, write_file
 from train.classify import main as classify
-from train.errors import run_command
+from train.common.errors import run_command
+from train.models.checkpoint import KIND, write_file
 from train.segment import print_scores
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from parity_tests.seg_trees import write_png
-from train.errors import run_command
+from train.common.errors import run_command
+from train.inference.predictions import decode
 from train.prepare import main as prepare
 from train.prepare import split_of
-from train.segmentation.results import decode
 
 SHAPE = (20, 30)
 NAMES = [f"{i:02}-cell-picture-of-a-long-name" for i in range(24)]

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from parity_tests.seg_trees import write_png
-from train import reading
-from train.data import Folders
-from train.errors import UserError
-from train.reading import ImageError, describe_unread, list_pictures
-from train.segmentation.pictures import read_ids, read_picture
-from train.shards import Shards
+from train.common.errors import UserError
+from train.data import images as reading
+from train.data.classification import Folders
+from train.data.images import ImageError, describe_unread, list_pictures
+from train.data.mask_files import read_ids, read_picture
+from train.data.shards import Shards
 from train.show import open_picture
 
 GREY = np.random.default_rng(0).integers(0, 256, (48, 64), dtype=np.uint8)

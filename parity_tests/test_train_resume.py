@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import checkpoint, engine
-from train.checkpoint import KIND, read_file, write_file
+from parity_tests.test_train_data import make_folders
 from train.classify import main
-from train.config import load_config
-from train.engine import train
-from train.errors import UserError
-
-from .test_train_data import make_folders
+from train.common.errors import UserError
+from train.config.loader import load_config
+from train.engine import loop as engine
+from train.engine.loop import train
+from train.models import checkpoint
+from train.models.checkpoint import KIND, read_file, write_file
 
 ROOT = Path(__file__).parents[1]
 EVERYTHING_RANDOM = [

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from train import batches
-from train.checkpoint import read_file
-from train.data import open_samples
-from train.errors import UserError
-from train.segmentation.opening import open_sets
-
-from .seg_train_cases import KIND, config_of, fit
-from .seg_trees import ade20k, bands, cityscapes, folder, instances, packed, panoptic
-from .test_train_data import config_for, make_folders, make_shards
-from .test_train_resume import assert_same, start
+from parity_tests.seg_train_cases import KIND, config_of, fit
+from parity_tests.seg_trees import ade20k, bands, cityscapes, folder, instances, packed, panoptic
+from parity_tests.test_train_data import config_for, make_folders, make_shards
+from parity_tests.test_train_resume import assert_same, start
+from train.common.errors import UserError
+from train.data import loader as batches
+from train.data.classification import open_samples
+from train.data.segmentation import open_sets
+from train.models.checkpoint import read_file
 
 TINY = ["--schedule.updates", 2, "--run.eval_every", 2, "--data.val_length", 2]
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from train.checkpoint import read_file
-from train.errors import INTERRUPTED
-
-from .test_train_resume import ROOT, start, wait_for_update
+from parity_tests.test_train_resume import ROOT, start, wait_for_update
+from train.common.errors import INTERRUPTED
+from train.models.checkpoint import read_file
 
 LONG = ["--schedule.epochs", "500", "--run.log_every", "1", "--run.eval_every", "500", "--data.val_length", "8"]
 
@@ -56,9 +55,9 @@ def test_a_second_sigterm_does_not_end_a_run_that_saves(tmp_path):
 
 
 def test_a_second_ctrl_c_acts_at_once_and_says_what_is_kept(tmp_path, monkeypatch):
-    from train import engine
-    from train.config import load_config
-    from train.errors import Interrupted
+    from train.common.errors import Interrupted
+    from train.config.loader import load_config
+    from train.engine import loop as engine
 
     def interrupted(run, *rest):
         if run.done == 6:
@@ -116,9 +115,9 @@ def test_a_stdout_that_takes_nothing_ends_no_training(tmp_path):
 
 
 def test_results_into_a_file_are_one_line(tmp_path):
-    from train.errors import UserError
-    from train.segmentation.digits import vocabulary
-    from train.segmentation.submission import create_writer
+    from train.common.errors import UserError
+    from train.data.digits_segmentation import vocabulary
+    from train.metrics.submission import create_writer
 
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot write .*file: File exists"):

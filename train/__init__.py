@@ -14,10 +14,10 @@ Commands (each has ``--help``):
 ``python -m train.export FILE``    make weights that ship in the package of a checkpoint
 =================================  =============================================================
 
-Files, in reading order: ``config`` (what a run is), ``data`` and ``shards`` (where images come from), ``batches``
-(in which order), ``task`` (what classification and segmentation each bring), ``build`` and ``classification`` (model,
-optimiser, schedule, loss), ``run`` and ``engine`` (the loop), ``checkpoint`` (what survives a kill); then the
-subpackage ``segmentation``, whose task is in ``segmentation.trainer``.
+Folders, each importing only those before it: ``common`` (errors, processes, output files), ``config`` (what a run is),
+``data`` (data sets, transforms, samplers), ``models`` (networks, weights, checkpoints), ``inference`` (predictions of
+any picture), ``metrics`` (scores, official result files), ``tasks`` (what classification and segmentation each bring),
+``engine`` (the loop); ``visualization``, ``release`` and ``ablation`` serve single commands.
 Augmentation is a function of (seed, epoch, image number) alone, so the number of workers changes no result.
 """
 

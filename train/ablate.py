@@ -18,17 +18,17 @@ from pathlib import Path
 from fast.models import model_config
 from fast.selection import token_counts
 
-from . import config as base
-from .ablate_parts import AblatedClassification, AblatedSegmentation, Config, Shared
-from .ablate_table import SCORES, append_run, describe_machine, read_runs, write_table
-from .checkpoint import LAST
-from .config import check_config, closest, help_text, load_config
-from .drawing import CELL
-from .engine import train
-from .errors import Interrupted, Parser, UserError, one_line, run_command
-from .focus import measure_focus
-from .launch import HARMLESS, clear
-from .run import Run
+from .ablation.rows import AblatedClassification, AblatedSegmentation, Config, Shared
+from .ablation.table import SCORES, append_run, describe_machine, read_runs, write_table
+from .common.errors import Interrupted, Parser, UserError, one_line, run_command
+from .config import loader as base
+from .config.loader import check_config, closest, help_text, load_config
+from .engine.command_line import HARMLESS, clear
+from .engine.loop import train
+from .engine.run import Run
+from .metrics.focus_ratio import measure_focus
+from .models.checkpoint import LAST
+from .visualization.tokens import CELL
 
 
 def main(arguments: list[str]) -> int:

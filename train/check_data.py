@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .errors import Parser, UserError, run_command
-from .reading import ImageError
-from .segmentation.census import Census, class_table, complaints, remarks, summary
-from .segmentation.samples import SegmentationSamples
-from .segmentation.sources import KINDS, guess, open_source
-from .segmentation.types import TASKS
+from .common.errors import Parser, UserError, run_command
+from .data.formats import KINDS, guess, open_source
+from .data.images import ImageError
+from .data.sample import TASKS
+from .data.segmentation_dataset import SegmentationSamples
+from .data.statistics import Census, class_table, complaints, remarks, summary
 
 
 def count(source, split: str, limit: int | None) -> Census:
@@ -26,7 +26,7 @@ def count(source, split: str, limit: int | None) -> Census:
     Parameters
     ----------
     source : object
-        See :mod:`train.segmentation.types`.
+        See :mod:`train.data.sample`.
     split : str
         For the progress bar.
     limit : int or None

@@ -6,11 +6,11 @@ On several GPUs: ``torchrun --nproc-per-node 8 -m train.classify ...``; on sever
 
 import sys
 
-from .checkpoint import KIND
-from .config import load_config
-from .engine import train
-from .errors import run_command
-from .launch import make_parser, prepare
+from .common.errors import run_command
+from .config.loader import load_config
+from .engine.command_line import make_parser, prepare
+from .engine.loop import train
+from .models.checkpoint import KIND
 
 
 def main(arguments: list[str]) -> int:

@@ -18,25 +18,25 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from .checkpoint import LAST
-from .config import load_config
-from .distributed import Ranks
-from .drawing import draw_tokens, stride_legend
-from .engine import train
-from .errors import Parser, UserError, run_command
-from .evaluation import autocast
-from .focus import measure_focus
-from .launch import clear
-from .run import Run
-from .segmentation.config import Config
-from .segmentation.inference import predict
-from .segmentation.model import build_model
-from .segmentation.opening import open_sets
-from .segmentation.pictured import draw_segments, list_segments, truth_segments
-from .segmentation.samples import EvalSamples
-from .segmentation.tokens import find_tokens
-from .segmentation.trainer import Segmentation, evaluate
+from .common.distributed import Ranks
+from .common.errors import Parser, UserError, run_command
+from .config.loader import load_config
+from .config.segmentation import Config
+from .data.segmentation import open_sets
+from .data.segmentation_dataset import EvalSamples
+from .engine.command_line import clear
+from .engine.loop import train
+from .engine.run import Run
+from .inference.segmentation import predict
+from .inference.tokens import find_tokens
+from .metrics.classification import autocast
+from .metrics.focus_ratio import measure_focus
+from .models.checkpoint import LAST
+from .models.segmenter import build_model
 from .show import save_figure
+from .tasks.segmentation import Segmentation, evaluate
+from .visualization.segments import draw_segments, list_segments, truth_segments
+from .visualization.tokens import draw_tokens, stride_legend
 
 ENOUGH = 10.0  # AP in percent
 SCORES = ("PQ", "PQ_things", "PQ_stuff", "AP", "AP50", "AP_small")

@@ -18,15 +18,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from .build import build_model
-from .config import Config, load_config
-from .digits import DigitsConfig, ScatteredDigits
-from .drawing import bare, draw_tokens
-from .engine import Run, train
-from .errors import Parser, UserError, run_command
-from .focus import measure_focus
-from .launch import clear
+from .common.errors import Parser, UserError, run_command
+from .config.loader import Config, load_config
+from .data.digits import DigitsConfig, ScatteredDigits
+from .engine.command_line import clear
+from .engine.loop import Run, train
+from .metrics.focus_ratio import measure_focus
+from .models.classifier import build_model
 from .show import find_tokens, save_figure, to_input
+from .visualization.tokens import bare, draw_tokens
 
 ENOUGH = 0.8
 SHOWN = 10  # pictures of the grid, two a row
@@ -61,7 +61,7 @@ def fresh_model(config: Config) -> nn.Module:
 
 def measure(model: nn.Module, config: Config) -> list[float]:
     """Measure the focus ratio after each merge, over all validation pictures."""
-    from .data import open_source
+    from .data.classification import open_source
 
     source = open_source(config, "val")
     model.eval()

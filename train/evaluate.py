@@ -9,16 +9,16 @@ from pathlib import Path
 
 from torch import nn
 
-from .build import build_model
-from .checkpoint import TRAINED, read_file
-from .classification import class_names
-from .config import Config, load_config, override
-from .data import Samples, open_samples
-from .distributed import Ranks
-from .errors import Parser, UserError, run_command
-from .evaluation import evaluate
-from .shipped import one_of
-from .weights import head_of, load_strictly, other_classes, places_of, read_official, renumber, weights_of
+from .common.distributed import Ranks
+from .common.errors import Parser, UserError, run_command
+from .config.loader import Config, load_config, override
+from .data.classification import Samples, open_samples
+from .metrics.classification import evaluate
+from .models.checkpoint import TRAINED, read_file
+from .models.classifier import build_model
+from .models.pretrained import one_of
+from .models.weights import head_of, load_strictly, other_classes, places_of, read_official, renumber, weights_of
+from .tasks.classification import class_names
 
 
 def open_trained(checkpoint: str | None, config: str | None, official: str | None, overrides: list[str] = ()):

@@ -19,25 +19,25 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import KIND, SEGMENTER, TRAINED, read_file
-from .config import load_config, override
-from .distributed import Ranks
-from .errors import Parser, UserError, one_line, run_command
-from .evaluation import autocast
-from .outputs import Outputs
-from .predict_class import name_pictures
-from .reading import ImageError, describe_unread, list_pictures
-from .segmentation.config import Config
-from .segmentation.model import build_model, load_strictly
-from .segmentation.opening import known_vocabulary, unpack_vocabulary
-from .segmentation.pictured import draw_result, list_segments
-from .segmentation.pictures import read_picture
-from .segmentation.tiles import cut_view, predict, prepare_views
-from .segmentation.tokens import find_tile_tokens
-from .segmentation.types import TASKS, Vocabulary
-from .shipped import one_of
+from .common.distributed import Ranks
+from .common.errors import Parser, UserError, one_line, run_command
+from .common.output_files import Outputs
+from .config.loader import load_config, override
+from .config.segmentation import Config
+from .data.images import ImageError, describe_unread, list_pictures
+from .data.mask_files import read_picture
+from .data.sample import TASKS, Vocabulary
+from .data.segmentation import known_vocabulary, unpack_vocabulary
+from .inference.classification import name_pictures
+from .inference.tokens import find_tile_tokens
+from .inference.views import cut_view, predict, prepare_views
+from .metrics.classification import autocast
+from .models.checkpoint import KIND, SEGMENTER, TRAINED, read_file
+from .models.pretrained import one_of
+from .models.segmenter import build_model, load_strictly
+from .models.weights import kind_of, weights_of
 from .show import as_png
-from .weights import kind_of, weights_of
+from .visualization.segments import draw_result, list_segments
 
 
 @dataclass

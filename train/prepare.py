@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .errors import Parser, UserError, one_line, run_command
-from .segmentation.pictured import box
-from .segmentation.pictures import read_mask, read_picture
-from .segmentation.results import encode
+from .common.errors import Parser, UserError, one_line, run_command
+from .data.mask_files import read_mask, read_picture
+from .inference.predictions import encode
+from .visualization.segments import box
 
 SPLITS = ("train", "val", "test")
 CATEGORIES = {"nuclei": "nucleus"}

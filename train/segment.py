@@ -11,17 +11,17 @@ On several GPUs: ``torchrun --nproc-per-node 8 -m train.segment ...``; on severa
 import sys
 from pathlib import Path
 
-from .checkpoint import SEGMENTER
-from .config import load_config
-from .distributed import Ranks
-from .engine import train
-from .errors import UserError, run_command
-from .launch import make_parser, prepare
-from .segmentation.config import Config
-from .segmentation.model import build_model
-from .segmentation.opening import open_sets
-from .segmentation.submission import create_writer
-from .segmentation.trainer import Segmentation, class_names, evaluate
+from .common.distributed import Ranks
+from .common.errors import UserError, run_command
+from .config.loader import load_config
+from .config.segmentation import Config
+from .data.segmentation import open_sets
+from .engine.command_line import make_parser, prepare
+from .engine.loop import train
+from .metrics.submission import create_writer
+from .models.checkpoint import SEGMENTER
+from .models.segmenter import build_model
+from .tasks.segmentation import Segmentation, class_names, evaluate
 
 
 def main(arguments: list[str]) -> int:

@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .build import build_model
-from .config import Config
-from .drawing import draw_stages
-from .errors import Parser, UserError, one_line, run_command
+from .common.errors import Parser, UserError, one_line, run_command
+from .common.output_files import Outputs
+from .config.loader import Config
+from .data.images import READ_ERRORS, open_rgb
 from .evaluate import open_trained
-from .outputs import Outputs
-from .reading import READ_ERRORS, open_rgb
-from .shipped import one_of
+from .models.classifier import build_model
+from .models.pretrained import one_of
+from .visualization.tokens import draw_stages
 
 LONGEST = 16  # times the short side: more slender pictures are shown smaller
 MOST_PIXELS = 1 << 24

@@ -1,0 +1,1 @@
+"""What train.ablate trains and tabulates."""

@@ -1,0 +1,228 @@
+"""What a row of ``train.ablate`` is: its config, what is taken out of the network, its pictures and its trainings."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from fast.attention import Attention
+
+from ..config import loader as base
+from ..config import segmentation
+from ..config.loader import Section
+from ..data.digits import CLASSES
+from ..data.sample import ClassInfo, Sample, Vocabulary
+from ..data.segmentation import open_sets
+from ..models.segmenter import load_backbone
+from ..tasks.classification import Classification
+from ..tasks.segmentation import Segmentation
+
+OFFSETS = 2  # dx and dy are the first of a relative position's five numbers
+FAR_ABOVE = 100.0  # e^-100 is 0 beside any float32 weight of a neighbour
+GAIN = 1.4  # of the first weights of linear layers
+
+
+class Row(Section):
+    """What a row of the table changes."""
+
+    backbone: dict[str, Any] = Field({}, description="fields of the backbone's Config, such as alpha: 8")
+    after_classifier: bool = Field(False, description="the classifier trains without the change of the backbone")
+    without: list[Literal["expanded_position", "blank_token"]] = Field([], description="what is taken out")
+
+
+class Table(Section):
+    """What is compared."""
+
+    classify: dict[str, Any] = Field({}, description="fields of train.classify's Config: the backbone's first training")
+    rows: dict[str, Row] = Field({"full": Row()}, description="by name; the others are compared with the first")
+
+
+class Config(segmentation.Config):
+    """A training like those of train.segment, and the rows that vary it."""
+
+    folder: ClassVar[Path] = base.CONFIGS / "ablate"
+
+    table: Table = Table()
+
+
+class OnlyOffsets(nn.Module):
+    """Weights of a position term (H, 5) with 0 for all but dx and dy."""
+
+    def forward(self, weight):
+        """(H, 5) -> (H, 5)."""
+        return nn.functional.pad(weight[:, :OFFSETS], (0, weight.shape[1] - OFFSETS))
+
+
+class Shifted(nn.Module):
+    """Every number greater by FAR_ABOVE."""
+
+    def forward(self, bias):
+        """Any shape, kept."""
+        return bias + FAR_ABOVE
+
+
+class Zero(nn.Module):
+    """Every number replaced by 0."""
+
+    def forward(self, key):
+        """Any shape, kept."""
+        return key * 0
+
+
+def take_out(model: nn.Module, without: list[str]) -> nn.Module:
+    """Take ideas out of every attention of a network, through its parameters.
+
+    ``expanded_position``: the position term P of Eq. 2 reads only (dx, dy), not distance, sine and cosine (Eq. 5).
+    ``blank_token``: the blank's logit becomes 0 and all others grow by FAR_ABOVE, which a softmax cannot tell from a
+    blank's logit of minus that: its weight vanishes (Eq. 2 without sec. 4.3).
+
+    Parameters
+    ----------
+    model : Module
+        Any that holds ``fast``'s attention; changed in place, its parameters renamed as parametrizations are.
+    without : list of str
+
+    Returns
+    -------
+    Module
+        The same.
+    """
+    for attention in [module for module in model.modules() if isinstance(module, Attention)]:
+        if "expanded_position" in without:
+            register_parametrization(attention.position, "weight", OnlyOffsets())
+        if "blank_token" in without:
+            register_parametrization(attention.position, "bias", Shifted())
+            register_parametrization(attention, "blank_key", Zero())
+    return model
+
+
+def widen_weights(model: nn.Module) -> nn.Module:
+    """Draw the weights of all linear layers anew, with deviation GAIN / sqrt(inputs); return the model.
+
+    The usual 0.02 is made for hundreds of channels. With nano's 16 to 64 a stage begins almost as the identity, and a
+    classifier of these pictures stays at chance for all of a table's budget.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=GAIN * module.in_features**-0.5)
+    return model
+
+
+class AnyDigit:
+    """Scattered Digits (a DigitsSource) with one class for all digits, before those of the photographs' kinds."""
+
+    def __init__(self, source):
+        first, *others = source.vocabulary.classes[len(CLASSES) - 1 :]
+        kinds = [ClassInfo(kind.name, number, False, kind.color) for number, kind in enumerate(others, 1)]
+        self.source, self.vocabulary = source, Vocabulary((ClassInfo("digit", 0, True, first.color), *kinds), "digits")
+
+    def load(self, index: int, epoch: int = 0) -> Sample:
+        """Render a picture with its masks."""
+        sample = self.source.load(index, epoch)
+        return replace(sample, labels=np.maximum(sample.labels - len(CLASSES) + 1, 0))
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+
+class Remembered:
+    """Samples that are prepared once, for all rows of a seed."""
+
+    def __init__(self, samples):
+        self.samples, self.found = samples, {}
+
+    def __getitem__(self, key):
+        if key not in self.found:
+            self.found[key] = self.samples[key]
+        return self.found[key]
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getattr__(self, name):
+        return getattr(self.samples, name)
+
+
+class Shared:
+    """What a table's rows have in common: the pictures of the seed at hand, opened once."""
+
+    def __init__(self):
+        self.seed, self.sets = None, {}
+
+    def open(self, kind: str, seed: int, open_sets) -> tuple[Remembered, Remembered]:
+        """Give the training and validation pictures of a kind of training; ``open_sets()`` opens new ones."""
+        if seed != self.seed:
+            self.seed, self.sets = seed, {}
+        if kind not in self.sets:
+            self.sets[kind] = tuple(Remembered(samples) for samples in open_sets())
+        return self.sets[kind]
+
+
+class AblatedClassification(Classification):
+    """Classification by a network without something, which starts from weights that suit narrow layers.
+
+    Parameters
+    ----------
+    config : train.config.Config
+    without : list of str
+        As ``take_out`` takes it.
+    shared : Shared
+    """
+
+    def __init__(self, config: base.Config, without: list[str], shared: Shared):
+        super().__init__(config)
+        self.without, self.shared = without, shared
+
+    def open_sets(self, config: base.Config):
+        """Open the pictures, or take those of the row before."""
+        return self.shared.open(self.kind, config.run.seed, partial(super().open_sets, config))
+
+    def build_model(self, config: base.Config, train_set) -> nn.Module:
+        """Make the config's network, then take out what it is to do without."""
+        return take_out(widen_weights(super().build_model(config, train_set)), self.without)
+
+
+class AblatedSegmentation(Segmentation):
+    """Segmentation by a network without something, from a backbone that was trained without it too.
+
+    Parameters
+    ----------
+    config : Config
+    without : list of str
+        As ``take_out`` takes it.
+    shared : Shared
+    backbone : Path
+        Checkpoint of an ``AblatedClassification``.
+    """
+
+    def __init__(self, config: Config, without: list[str], shared: Shared, backbone: Path):
+        super().__init__(config)
+        self.without, self.shared, self.backbone = without, shared, backbone
+
+    def open_sets(self, config: Config):
+        """Open the pictures, or take those of the row before."""
+        sets = self.shared.open(self.kind, config.run.seed, partial(open_one_class, config))
+        config.model.num_classes = sets[0].source.vocabulary.num_classes
+        return sets
+
+    def build_model(self, config: Config, train_set) -> nn.Module:
+        """Make the config's segmenter, take out what it is to do without, and fill the backbone."""
+        model = take_out(super().build_model(config, train_set), self.without)
+        load_backbone(model, str(self.backbone))
+        return model
+
+
+def open_one_class(config: Config):
+    """Open the training and validation pictures with one class for all digits."""
+    sets = open_sets(config)
+    for samples in sets:
+        samples.source = AnyDigit(samples.source)
+    return sets

@@ -1,0 +1,182 @@
+"""The runs of ``train.ablate`` as a CSV file, one a line, and the Markdown table made of it."""
+
+import csv
+import io
+import os
+import platform
+import statistics
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ..common.errors import UserError
+
+SCORES = ("PQ", "PQ_things", "PQ_stuff", "AP", "AP50", "AP_small", "mIoU")
+FOCUS = ("focus_1", "focus_2", "focus_3")
+NUMBERS = (*SCORES, "accuracy", *FOCUS, "minutes")
+COLUMNS = ("row", "seed", *NUMBERS, "settings", "machine", "versions")
+SHOWN = ("PQ", "PQ_stuff", "AP", "AP_small", "mIoU", "accuracy")
+READING = "\n## Reading\n"
+PACKAGES = ("torch", "numpy", "timm")
+
+
+def describe_machine() -> dict:
+    """Say where and with what a run was made: ``machine`` and ``versions``."""
+    name = platform.processor() or platform.machine()
+    facts = Path("/proc/cpuinfo")
+    if facts.exists():
+        models = [line for line in facts.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    threads = torch.get_num_threads()
+    return {
+        "machine": f"{name}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}",
+        "versions": f"Python {platform.python_version()}, {packages}",
+    }
+
+
+def read_runs(path: Path) -> dict[tuple[str, int], dict]:
+    """Read finished runs.
+
+    Parameters
+    ----------
+    path : Path
+        Need not exist.
+
+    Returns
+    -------
+    dict
+        (row, seed) -> a dict of COLUMNS, numbers as float or None.
+
+    Raises
+    ------
+    UserError
+        Not a file of these columns, or a line that is not whole.
+    """
+    if not path.exists():
+        return {}
+    runs = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(f"{path} is no table of train.ablate: name another file by --out")
+        for run in reader:
+            if None in run.values():
+                raise UserError(f"{path}: line {reader.line_num} is not whole; delete it")
+            try:
+                run |= {name: float(run[name]) if run[name] else None for name in NUMBERS} | {"seed": int(run["seed"])}
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{path}: line {reader.line_num} is damaged; delete it") from error
+            runs[run["row"], run["seed"]] = run
+    return runs
+
+
+def append_run(path: Path, run: dict) -> None:
+    """Add a run to the file as one whole line, so that several processes can add to it."""
+    short = {name: f"{run[name]:.3f}" for name in NUMBERS if run[name] is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
+        file.write(as_line(COLUMNS))
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(as_line([(run | short)[name] for name in COLUMNS]))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def as_line(values) -> str:
+    """Write values as a line of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue()
+
+
+def write_table(path: Path, rows: list[str], head: str) -> None:
+    """Write the Markdown table of a CSV file beside it; what stands under "## Reading" there is kept.
+
+    Parameters
+    ----------
+    path : Path
+        The CSV file.
+    rows : list of str
+        The order of the rows; the first is what the others are compared with.
+    head : str
+        How the runs were made.
+    """
+    runs, target = read_runs(path), path.with_suffix(".md")
+    groups = {name: {seed: run for (row, seed), run in runs.items() if row == name} for name in rows}
+    groups = {name: group for name, group in groups.items() if group}
+    old = target.read_text(encoding="utf-8") if target.exists() else ""
+    reading = READING + old.partition(READING)[2] if READING in old else ""
+    if groups:
+        target.write_text("\n".join(describe_runs(groups, rows[0], head)) + "\n" + reading, encoding="utf-8")
+
+
+def describe_runs(groups: dict, first: str, head: str) -> list[str]:
+    """Write the page's lines: how the runs were made, the scores, the differences from the first row."""
+    every = [run for group in groups.values() for run in group.values()]
+    minutes = [run["minutes"] for run in every]
+    lines = [
+        "# Ablations",
+        "",
+        head,
+        f"{len(every)} runs of {min(minutes):.1f} to {max(minutes):.1f} minutes on {joined(every, 'machine')};",
+        f"{joined(every, 'versions')}.",
+        "",
+        "Percent: mean over the seeds ± standard deviation (least to most). Focus: tokens kept per area, in digits'",
+        "boxes over outside, after merge 1 / 2 / 3, mean over the seeds; keeping tokens blindly gives 1.",
+        "",
+        "| row | seeds | " + " | ".join(SHOWN) + " | focus |",
+        "|---|---|" + "---|" * (len(SHOWN) + 1),
+    ]
+    for name, group in groups.items():
+        cells = [spread([run[score] for run in group.values()]) for score in SHOWN]
+        focus = " / ".join(f"{mean_of([run[merge] for run in group.values()]):.2f}" for merge in FOCUS)
+        lines.append(f"| {name} | {len(group)} | {' | '.join(cells)} | {focus} |")
+    return lines + (describe_differences(groups, first) if first in groups and len(groups) > 1 else [])
+
+
+def describe_differences(groups: dict, first: str) -> list[str]:
+    """Write a table of each row less the first one, seed by seed."""
+    lines = [
+        "",
+        f"Each row less {first} of the same seed (same pictures, same starting weights), written in the same way:",
+        "",
+        "| row | " + " | ".join(SHOWN) + " |",
+        "|---|" + "---|" * len(SHOWN),
+    ]
+    for name, group in groups.items():
+        pairs = [(run, groups[first][seed]) for seed, run in group.items() if seed in groups[first]]
+        if name == first or not pairs:
+            continue
+        cells = [spread([difference(a[score], b[score]) for a, b in pairs], "+.1f") for score in SHOWN]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def difference(a: float | None, b: float | None) -> float | None:
+    """Subtract, unless one is missing."""
+    return None if a is None or b is None else a - b
+
+
+def spread(values: list[float | None], form: str = ".1f") -> str:
+    """Write mean ± standard deviation (least to most) of the values that there are, or a dash."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+    return f"{mean:{form}} ± {deviation:.1f} ({min(values):{form}} to {max(values):{form}})"
+
+
+def mean_of(values: list[float | None]) -> float:
+    """Average the values that there are; nan where there is none."""
+    values = [value for value in values if value is not None]
+    return statistics.mean(values) if values else float("nan")
+
+
+def joined(runs: list[dict], column: str) -> str:
+    """List the different entries of a column."""
+    return "; ".join(sorted({run[column] for run in runs}))

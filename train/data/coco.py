@@ -1,0 +1,306 @@
+"""COCO's json files: objects (instances_*.json) and panoptic segments (panoptic_*.json with a folder of PNGs)."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..common.errors import UserError, one_line
+from .category_maps import distinct, split, unknown_ids
+from .coco_json import flag, other_type, read_json, read_vocabulary, shown, text
+from .coco_layouts import find_pictures
+from .coco_masks import box_to_mask, to_mask
+from .mask_files import DataError, check_size, read_picture, read_segment_ids
+from .sample import Sample, Vocabulary
+
+MOST_BYTES = 1 << 32  # masks of one picture, a byte a pixel
+
+
+class CocoSource:
+    """What both kinds of file share: pictures, classes, and the annotations of each picture.
+
+    Annotations are kept packed as json text, image by image, so that loader processes share the memory.
+
+    Parameters
+    ----------
+    path : Path
+        The json.
+    pictures : Path, optional
+        Folder of the pictures; by default looked for, see :mod:`train.data.coco_layouts`.
+    vocabulary : Vocabulary, optional
+        By default the file's categories, in the order of their ids.
+    skip_empty : bool
+        Leave out pictures without any annotation other than crowds, as the published training does.
+
+    Raises
+    ------
+    UserError
+        The file is missing, no json, or lacks what COCO's files have.
+    """
+
+    task: str
+    masks: Path | None = None
+    notes: list[str] = []
+
+    def __init__(self, path: Path, pictures: Path | None, vocabulary: Vocabulary | None, skip_empty: bool):
+        content = read_json(path)
+        names = [image["file_name"] for image in content["images"]]
+        self.path, self.pictures = path, pictures or find_pictures(path, names, self.masks)
+        self.vocabulary = vocabulary or read_vocabulary(content["categories"], f"coco-{self.task}", path)
+        grouped = {image["id"]: [] for image in content["images"]}
+        self.homeless = [a["image_id"] for a in content["annotations"] if a["image_id"] not in grouped]
+        for annotation in content["annotations"]:
+            grouped.get(annotation["image_id"], []).append(annotation)
+        self.objects = sum(self.has_object(annotation) for own in grouped.values() for annotation in own)
+        self.outlined = sum(bool(a.get("segmentation")) for own in grouped.values() for a in own)
+        self.annotated = sum(map(len, grouped.values()))
+        self.images = [i for i in content["images"] if not skip_empty or any(map(self.has_object, grouped[i["id"]]))]
+        if not self.images:
+            raise UserError(f"{path}: {self.nothing()}")
+        packed = [json.dumps(grouped[image["id"]]).encode() for image in self.images]
+        self.ends = np.cumsum([0] + [len(each) for each in packed])
+        self.packed = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __len__(self):
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        """Give a picture's id."""
+        return str(self.images[index]["id"])
+
+    def order(self, generator: np.random.Generator) -> np.ndarray:
+        """Draw one epoch's order of the pictures, (n,) int64."""
+        return generator.permutation(len(self))
+
+    def annotations(self, index: int) -> list[dict]:
+        """Unpack a picture's annotations."""
+        return json.loads(self.packed[self.ends[index] : self.ends[index + 1]].tobytes())
+
+    def nothing(self) -> str:
+        """Say why there is nothing to learn."""
+        if not self.annotated:
+            return "no annotation is of an image that it lists: there is nothing to learn"
+        return (
+            f"all {self.annotated} annotations are marked iscrowd, and crowds are not trained on: "
+            f"set iscrowd to 0 where one object is outlined"
+        )
+
+    def problems(self) -> list[DataError]:
+        """List what is wrong with the file as a whole."""
+        found = []
+        if self.homeless:
+            named = ", ".join(sorted({shown(each) for each in self.homeless})[:5])
+            hint = other_type(self.homeless[0], [image["id"] for image in self.images])
+            count = f"{self.path}: {len(self.homeless)} annotations"
+            message = f"{count} are of images it does not list ({named}){hint}: remove them"
+            found.append(DataError("annotations of unlisted images", message))
+        if not self.objects:
+            found.append(DataError("no object", f"{self.path}: {self.nothing()}"))
+        return found
+
+    @classmethod
+    def has_object(cls, annotation: dict) -> bool:
+        """Whether an annotation holds an object that is no crowd; a broken one does, to be named when it is read."""
+        try:
+            return cls.holds_object(annotation)
+        except ValueError:
+            return True
+
+    def missing(self) -> list[int]:
+        """List the numbers of the pictures that are not there."""
+        return [i for i, image in enumerate(self.images) if not os.path.isfile(self.pictures / image["file_name"])]
+
+    def find_picture(self, index: int) -> Path:
+        """Give the path of a picture, or name it if it is not there."""
+        image = self.images[index]
+        path = self.pictures / image["file_name"]
+        if not os.path.isfile(path):
+            message = (
+                f"no picture {path}, named in {self.path} (image id {image['id']}): fetch it, or name the folder of "
+                f"pictures (--images; in training --data.images)"
+            )
+            raise DataError("missing picture", message)
+        return path
+
+    def read_picture(self, index: int) -> np.ndarray:
+        """Read a picture, whose size must be what the json says."""
+        image, path = self.images[index], self.find_picture(index)
+        picture = read_picture(path)
+        size = image["height"], image["width"]
+        if size != picture.shape[:2] and size == picture.shape[1::-1]:
+            message = f"{self.path}: image {image['id']} is {size[1]} x {size[0]}, but {path} is shown turned"
+            advice = "save it turned, without its camera's orientation mark, and outline it so"
+            raise DataError("mask and picture differ in size", f"{message}: {advice}")
+        check_size(size, f"{self.path}: image {image['id']}", picture.shape[:2], path)
+        return picture
+
+    def label(self, annotation: dict, index: int) -> int:
+        """Give the label of an annotation or segment, or name its unknown category."""
+        category = annotation.get("category_id")
+        label_of = self.vocabulary.label_of
+        if isinstance(category, int | float | str) and category in label_of:
+            return label_of[category]
+        hint = other_type(category, label_of) if isinstance(category, int | str) else ""
+        raise DataError(
+            "unknown category",
+            f"{self.path}: annotation {shown(annotation.get('id'))} of image {self.name(index)} has category_id "
+            f"{shown(category)}{hint}, which is not among its categories: add the category or correct the annotation",
+        )
+
+    def is_crowd(self, annotation: dict, index: int) -> bool:
+        """Tell whether an annotation or segment is a crowd, or name the wrong mark."""
+        try:
+            return flag(annotation.get("iscrowd"))
+        except ValueError as error:
+            message = f"{self.path}: annotation {shown(annotation.get('id'))} of image {self.name(index)} has iscrowd"
+            raise DataError("broken iscrowd", f"{message} {shown(annotation['iscrowd'])}: {error}") from error
+
+
+class InstanceSource(CocoSource):
+    """Objects with polygons or run lengths.
+
+    Parameters
+    ----------
+    path, pictures, vocabulary, skip_empty
+        As for CocoSource.
+    boxes : bool
+        Whether the box of an object without an outline is taken for its mask.
+    """
+
+    task = "instance"
+
+    def __init__(
+        self, path: Path, pictures: Path | None = None, vocabulary=None, skip_empty: bool = False, boxes: bool = False
+    ):
+        super().__init__(path, pictures, vocabulary, skip_empty)
+        self.boxes = boxes
+        if boxes and self.outlined < self.annotated:
+            count = f"{self.annotated - self.outlined} of {self.annotated} objects have no outline"
+            self.notes = [f"{count}: their boxes are taken for masks"]
+
+    @staticmethod
+    def holds_object(annotation: dict) -> bool:
+        """Whether an annotation is of one object."""
+        return not flag(annotation.get("iscrowd"))
+
+    def load(self, index: int, epoch: int = 0) -> Sample:
+        """Read a picture and draw its objects, the same in every epoch; masks of no pixel are kept."""
+        image, annotations = self.read_picture(index), self.annotations(index)
+        labels = np.array([self.label(a, index) for a in annotations], dtype=np.int64)
+        crowd = np.array([self.is_crowd(a, index) for a in annotations], dtype=bool)
+        if len(annotations) * image[..., 0].size > MOST_BYTES:
+            size = f"{len(annotations):,} annotations on {image.shape[1]:,} x {image.shape[0]:,} pixels"
+            message = f"{self.path}: image {self.name(index)} has {size}, too many to hold: cut the picture up"
+            raise DataError("too many annotations", message)
+        masks = np.zeros((len(annotations), *image.shape[:2]), dtype=bool)
+        for mask, annotation in zip(masks, annotations, strict=True):
+            mask[:] = self.draw(annotation, index)
+        return Sample(image, masks, labels, crowd, np.zeros(image.shape[:2], dtype=bool), self.name(index))
+
+    def draw(self, annotation: dict, index: int) -> np.ndarray:
+        """Draw one annotation, or name the broken one."""
+        image = self.images[index]
+        outline, size = annotation.get("segmentation"), (image["height"], image["width"])
+        try:
+            if self.boxes and not outline:
+                return box_to_mask(annotation.get("bbox"), *size)
+            return to_mask(outline, *size)
+        except (ValueError, TypeError) as error:
+            hint = ", or pass --data.boxes true (check_data: --boxes) to take its box" if not outline else ""
+            raise DataError(
+                "broken polygon or run lengths",
+                f"{self.path}: annotation {shown(annotation.get('id'))} of image {image['id']}: {one_line(error)}; "
+                f"correct or remove it{hint}",
+            ) from error
+
+
+class PanopticSource(CocoSource):
+    """Segments drawn in PNG files as R + 256 G + 65536 B.
+
+    Parameters
+    ----------
+    path : Path
+        The json.
+    masks : Path
+        Folder of the PNG files.
+    pictures, vocabulary, skip_empty
+        As for CocoSource.
+    """
+
+    task = "panoptic"
+
+    def __init__(self, path: Path, masks: Path, pictures: Path | None, vocabulary=None, skip_empty: bool = False):
+        self.masks = masks
+        super().__init__(path, pictures, vocabulary, skip_empty)
+
+    @staticmethod
+    def holds_object(annotation: dict) -> bool:
+        """Whether any segment is not a crowd."""
+        return any(not flag(segment.get("iscrowd")) for segment in list_segments(annotation))
+
+    def load(self, index: int, epoch: int = 0) -> Sample:
+        """Read a picture and its segments, the same in every epoch; pixels of segment 0 are ignored."""
+        image, annotations = self.read_picture(index), self.annotations(index)
+        if len(annotations) != 1:
+            message = f"{self.path} has {len(annotations)} annotations of image {self.name(index)}, not one"
+            raise DataError("image without its one annotation", f"{message}: add or remove some, or remove the image")
+        path = self.mask_path(annotations[0], index)
+        ids = read_segment_ids(path)
+        check_size(ids.shape, path, image.shape[:2], self.pictures / self.images[index]["file_name"])
+        values, counts, places = distinct(ids)
+        try:
+            listed = list_segments(annotations[0])
+        except ValueError as error:
+            message = f"{self.path}: the annotation of image {self.name(index)}: {one_line(error)}"
+            raise DataError("broken segments", message) from error
+        segments = {segment["id"]: self.part(segment, index) for segment in listed}
+        pairs = zip(values.tolist(), counts.tolist(), strict=True)
+        unknown = {value: count for value, count in pairs if value and value not in segments}
+        if unknown:
+            raise unknown_ids(path, unknown, self.vocabulary, f"list these segments in {self.path.name}, or erase them")
+        undrawn = segments.keys() - set(values.tolist())
+        if undrawn:
+            message = f"{path} lacks segment {min(undrawn)}, listed in {self.path.name}: draw or unlist it"
+            raise DataError("segments listed but not drawn", message)
+        parts = [segments.get(value) for value in values.tolist()]
+        if len(set(parts)) * ids.size > MOST_BYTES:
+            message = f"{path} has {len(set(parts)):,} segments on {ids.size:,} pixels, too many to hold"
+            raise DataError("too many annotations", f"{message}: cut the picture up")
+        masks, labels, crowd = split(places, parts)
+        return Sample(image, masks, labels, crowd, ids == 0, self.name(index))
+
+    def mask_path(self, annotation: dict, index: int) -> Path:
+        """Give the PNG file of an annotation, or say that it names none."""
+        name = annotation.get("file_name")
+        try:
+            return self.masks / text(name)
+        except ValueError as error:
+            message = f"{self.path}: the annotation of image {self.name(index)} has file_name {shown(name)}"
+            raise DataError("broken file_name", f"{message}: name its PNG file in {self.masks}") from error
+
+    def part(self, segment: dict, index: int) -> tuple[int, int, bool]:
+        """Say which mask a segment belongs to: (label, segment or -1, crowd)."""
+        label, crowd = self.label(segment, index), self.is_crowd(segment, index)
+        countable = label in self.vocabulary.things
+        return label, segment["id"] if countable else -1, countable and crowd
+
+
+def list_segments(annotation: dict) -> list[dict]:
+    """List a panoptic annotation's segments.
+
+    Raises
+    ------
+    ValueError
+        They are no list of objects, each with an id of its own that a PNG can hold.
+    """
+    segments = annotation.get("segments_info")
+    if not isinstance(segments, list) or not all(isinstance(each, dict) for each in segments):
+        raise ValueError("segments_info is no list of segments")
+    ids = [each.get("id") for each in segments]
+    odd = [each for each in ids if isinstance(each, bool) or not isinstance(each, int) or not 0 < each < 1 << 24]
+    if odd:
+        raise ValueError(f"a segment has id {shown(odd[0])}, not a whole number from 1 to 16777215")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"segment {next(each for each in ids if ids.count(each) > 1)} is listed more than once")
+    return segments

@@ -1,0 +1,373 @@
+"""Scattered Digits: handwritten digits on photographs, all from installed packages, with exact masks.
+
+Backgrounds are photographs that ship inside scikit-image and scikit-learn, digits are scikit-learn's 8 x 8 scans.
+A picture is a function of (configuration, split, seed, index) alone: the same on every machine, in any order, in any
+worker. Training and validation share neither a digit nor a pixel of a photograph (:mod:`train.data.digit_parts`).
+How hard the pictures are is set by :class:`DigitsConfig`; :data:`LEVELS` names four settings.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .digit_parts import BACKGROUNDS, KINDS, PHOTOGRAPHS, SPLITS, Material, load_material
+
+CLASSES = tuple("0123456789")
+_SHRINKS = (1, 2, 4)  # a photograph is shown at full, half or quarter size
+_TRIES = 30  # places tried for a digit before it is left out
+
+
+@dataclass(frozen=True)
+class DigitsConfig:
+    """How the pictures look: the dial of difficulty.
+
+    Parameters
+    ----------
+    height, width : int
+        Picture size in pixels, 16 to 4096.
+    digits : tuple of int
+        Fewest and most digits in a picture, at most 99; classification needs (1, 1), (0, 0) gives bare backgrounds.
+    digit_size : tuple of int
+        Smallest and largest side of a digit, pixels, at least 8.
+    background : float
+        0 is flat grey, 1 the full photograph, between them the photograph fades.
+    contrast : tuple of float
+        Least and greatest step from the local mean brightness to the ink, as a share of black to white.
+    sign : {"light", "dark", "either"}
+        Whether ink is lighter than its surroundings, darker, or drawn anew for each digit. With one sign the
+        background's tones are compressed to leave the ink room.
+    colour : float
+        Greatest shift of each ink channel, as a share of black to white; 0 is grey ink.
+    noise : float
+        Half-width of the uniform noise on each channel of each pixel, as a share of black to white.
+    max_overlap : float
+        Largest part of a digit that digits painted after it may hide, 0 to 0.9.
+    photographs : int
+        Photographs in a picture, 1 to 4, apart at straight lines; two of the same kind may meet.
+    backgrounds : {"scenes", "textures"}
+        Photographs of all sorts, or six that look alike all over, one of each kind.
+    """
+
+    height: int = 64
+    width: int = 64
+    digits: tuple[int, int] = (1, 1)
+    digit_size: tuple[int, int] = (24, 40)
+    background: float = 0.4
+    contrast: tuple[float, float] = (0.4, 0.6)
+    sign: Literal["light", "dark", "either"] = "light"
+    colour: float = 0.0
+    noise: float = 0.02
+    max_overlap: float = 0.2
+    photographs: int = 1
+    backgrounds: Literal["scenes", "textures"] = "scenes"
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            _check_number(name, getattr(self, name), 16, 4096, whole=True)
+        _check_number("photographs", self.photographs, 1, 4, whole=True)
+        side = min(self.height, self.width)
+        for name, low, high in (("digits", 0, 99), ("digit_size", 8, side), ("contrast", 0.05, 0.95)):
+            pair = _checked_pair(name, getattr(self, name), low, high, whole=name != "contrast")
+            object.__setattr__(self, name, pair)
+        for name, high in (("background", 1), ("colour", 1), ("noise", 1), ("max_overlap", 0.9)):
+            _check_number(name, getattr(self, name), 0, high)
+        if self.sign not in ("light", "dark", "either"):
+            raise ValueError(f"sign must be light, dark or either, got {self.sign!r}")
+        if self.backgrounds not in BACKGROUNDS:
+            raise ValueError(f"backgrounds must be {' or '.join(BACKGROUNDS)}, got {self.backgrounds!r}")
+
+
+def _check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
+    if not isinstance(value, Integral if whole else Real) or not low <= value <= high:
+        raise ValueError(f"{name} must be a {'whole ' * whole}number from {low} to {high}, got {value!r}")
+
+
+def _checked_pair(name: str, value: Any, low: float, high: float, whole: bool) -> tuple:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f"{name} must be two numbers, smallest and largest, got {value!r}")
+    for number in value:
+        _check_number(name, number, low, high, whole)
+    if value[0] > value[1]:
+        raise ValueError(f"{name} must name the smallest first, got {value!r}")
+    return tuple(value)
+
+
+LEVELS = {
+    "flat": DigitsConfig(background=0.0, contrast=(0.5, 0.7), noise=0.0),
+    "easy": DigitsConfig(),
+    "medium": DigitsConfig(digit_size=(20, 36), background=0.7, contrast=(0.3, 0.5), noise=0.04),
+    "hard": DigitsConfig(
+        digit_size=(16, 32), background=1.0, contrast=(0.25, 0.45), sign="either", colour=0.2, noise=0.06
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Digit:
+    """One digit as it is seen.
+
+    Attributes
+    ----------
+    label : int
+        0 to 9.
+    box : tuple of int
+        (x0, y0, x1, y1) in pixels, x1 and y1 exclusive: the bounding box of the mask.
+    mask : ndarray of bool, shape (height, width)
+        Pixels that show this digit's ink, anti-aliased rims included, what later digits hide excluded.
+    """
+
+    label: int
+    box: tuple[int, int, int, int]
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and all that is known of it.
+
+    Attributes
+    ----------
+    image : ndarray of uint8, shape (height, width, 3)
+        RGB.
+    digits : tuple of Digit
+        In the order painted; the masks are disjoint.
+    background, kind : str
+        The first photograph behind (a key of PHOTOGRAPHS, also where it has faded to grey) and its kind (of KINDS).
+    ground : ndarray of uint8, shape (height, width)
+        Kind of the photograph at each pixel, also behind digits, as its place in KINDS.
+    """
+
+    image: np.ndarray
+    digits: tuple[Digit, ...]
+    background: str
+    kind: str
+    ground: np.ndarray
+
+
+def _tones(config: DigitsConfig) -> np.ndarray:
+    """Table (256,) uint8 that fades a photograph to grey and leaves room for ink of one sign."""
+    room = round(255 * config.contrast[1])
+    low, high = {"light": (0, 255 - room), "dark": (room, 255), "either": (0, 255)}[config.sign]
+    middle = (low + high) / 2
+    full = low + np.arange(256) * (high - low) / 255
+    return np.rint(middle + config.background * (full - middle)).astype(np.uint8)
+
+
+def _shrink(photograph: np.ndarray, factor: int) -> np.ndarray:
+    """Average blocks of factor x factor pixels, (h, w, 3) uint8 -> (h // factor, w // factor, 3) uint8."""
+    h, w = photograph.shape[0] // factor, photograph.shape[1] // factor
+    blocks = photograph[: h * factor, : w * factor].reshape(h, factor, w, factor, 3)
+    return (blocks.sum(axis=(1, 3), dtype=np.uint32) // factor**2).astype(np.uint8)
+
+
+def _views(photograph: np.ndarray, config: DigitsConfig) -> list[np.ndarray]:
+    """Toned sizes of a photograph that hold a whole picture; one too small even unshrunk is continued by mirroring."""
+    toned = _tones(config)[photograph]
+    views = [_shrink(toned, factor) for factor in _SHRINKS]
+    fitting = [view for view in views if view.shape[0] >= config.height and view.shape[1] >= config.width]
+    missing = [max(0, need - have) for need, have in zip((config.height, config.width), toned.shape, strict=False)]
+    return fitting or [np.pad(toned, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")]
+
+
+def _stamp(glyph: np.ndarray, size: int) -> np.ndarray:
+    """Smoothly enlarge a glyph (10, 10) to ink coverage (size, size) uint16, 0 to 256, rims one pixel wide."""
+    grown = Image.fromarray(glyph).resize((size, size), Image.Resampling.BICUBIC, box=(0.5, 0.5, 9.5, 9.5))
+    steep = (np.asarray(grown, dtype=np.int32) - 100) * 256 * size // (9 * 240) + 128
+    return np.where(steep < 32, 0, np.minimum(steep, 256)).astype(np.uint16)
+
+
+def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _kind(photograph: str) -> int:
+    return KINDS.index(PHOTOGRAPHS[photograph])
+
+
+@dataclass
+class _Canvas:
+    """A scene in the making."""
+
+    image: np.ndarray  # (height, width, 3) uint8
+    owner: np.ndarray  # (height, width) uint8: 0 background, k the k-th digit
+    labels: list[int]
+    areas: np.ndarray  # (100,) ink pixels of the k-th digit before any was hidden
+
+    def hides_too_much(self, place: tuple[slice, slice], ink: np.ndarray, limit: float) -> bool:
+        """Whether ink (size, size) bool at place would leave an earlier digit with more than ``limit`` hidden."""
+        covered = np.bincount(self.owner[place][ink], minlength=100)
+        covered[0] = 0
+        seen = np.bincount(self.owner.ravel(), minlength=100)
+        return bool(((seen - covered < (1 - limit) * self.areas) & (covered > 0)).any())
+
+
+class Painter:
+    """Paints scenes of one configuration from one split's material.
+
+    Parameters
+    ----------
+    config : DigitsConfig
+    material : Material
+    """
+
+    def __init__(self, config: DigitsConfig, material: Material) -> None:
+        self.config = config
+        self._glyphs = [material.glyphs[material.labels == label] for label in range(10)]
+        self._views = [(name, _views(photograph, config)) for name, photograph in material.photographs.items()]
+
+    def render(self, rng: np.random.Generator, first: int | None = None) -> Scene:
+        """Paint one scene.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Source of every choice; background and noise are drawn before the digits.
+        first : int, optional
+            Label of the first digit; drawn at random if not given.
+
+        Returns
+        -------
+        Scene
+            A digit that finds no place within ``max_overlap`` is left out (never the first).
+        """
+        name, image = self._background(rng)
+        ground = np.full(image.shape[:2], _kind(name), dtype=np.uint8)
+        for _ in range(self.config.photographs - 1):
+            self._replace_half(rng, image, ground)
+        noise = self._noise(rng)
+        canvas = _Canvas(image, np.zeros(image.shape[:2], dtype=np.uint8), [], np.zeros(100, dtype=np.int64))
+        for number in range(rng.integers(self.config.digits[0], self.config.digits[1] + 1)):
+            label = int(rng.integers(10))
+            self._add(rng, canvas, first if number == 0 and first is not None else label)
+        if noise is not None:
+            image = np.clip(image + noise, 0, 255).astype(np.uint8)
+        masks = [canvas.owner == number for number in range(1, len(canvas.labels) + 1)]
+        digits = tuple(Digit(label, _box(mask), mask) for label, mask in zip(canvas.labels, masks, strict=True))
+        return Scene(image, digits, name, PHOTOGRAPHS[name], ground)
+
+    def _background(self, rng: np.random.Generator) -> tuple[str, np.ndarray]:
+        """Cut a picture from a random photograph at a random place and shrink, mirrored half of the time."""
+        name, views = self._views[rng.integers(len(self._views))]
+        view = views[rng.integers(len(views))]
+        y = rng.integers(view.shape[0] - self.config.height + 1)
+        x = rng.integers(view.shape[1] - self.config.width + 1)
+        crop = view[y : y + self.config.height, x : x + self.config.width]
+        return name, (crop[:, ::-1] if rng.integers(2) else crop).copy()
+
+    def _replace_half(self, rng: np.random.Generator, image: np.ndarray, ground: np.ndarray) -> None:
+        """Paint another photograph on one side of a line through a point of the middle."""
+        name, other = self._background(rng)
+        height, width = ground.shape
+        y, x = rng.integers(height // 4, height - height // 4), rng.integers(width // 4, width - width // 4)
+        dy, dx = rng.integers(-8, 8, size=2) * 2 + 1  # odd, so never both zero
+        side = (np.arange(height)[:, None] - y) * dy + (np.arange(width) - x) * dx > 0
+        image[side], ground[side] = other[side], _kind(name)
+
+    def _noise(self, rng: np.random.Generator) -> np.ndarray | None:
+        width = round(255 * self.config.noise)
+        shape = (self.config.height, self.config.width, 3)
+        return rng.integers(-width, width + 1, size=shape, dtype=np.int16) if width else None
+
+    def _add(self, rng: np.random.Generator, canvas: _Canvas, label: int) -> None:
+        """Paint a digit on the canvas, or leave it as it is if no place is found."""
+        size = int(rng.integers(self.config.digit_size[0], self.config.digit_size[1] + 1))
+        glyphs = self._glyphs[label]
+        stamp = _stamp(glyphs[rng.integers(len(glyphs))], size)
+        ink = stamp > 0
+        place = self._place(rng, canvas, ink)
+        if place is None:
+            return
+        patch, cover = canvas.image[place], stamp[..., None]
+        patch[:] = (patch * (256 - cover) + self._ink(rng, patch) * cover + 128) >> 8  # uint16: at most 65,408
+        canvas.labels.append(label)
+        canvas.areas[len(canvas.labels)] = ink.sum()
+        canvas.owner[place][ink] = len(canvas.labels)
+
+    def _place(self, rng: np.random.Generator, canvas: _Canvas, ink: np.ndarray) -> tuple[slice, slice] | None:
+        """Find a window for ink (size, size) that hides no earlier digit too much."""
+        size = len(ink)
+        for _ in range(_TRIES):
+            y = int(rng.integers(self.config.height - size + 1))
+            x = int(rng.integers(self.config.width - size + 1))
+            place = (slice(y, y + size), slice(x, x + size))
+            if not canvas.labels or not canvas.hides_too_much(place, ink, self.config.max_overlap):
+                return place
+        return None
+
+    def _ink(self, rng: np.random.Generator, patch: np.ndarray) -> np.ndarray:
+        """Choose an ink (3,) uint16 that stands out from the patch's mean by the contrast drawn."""
+        config = self.config
+        mean = int(patch.sum()) // patch.size
+        least, most = (round(255 * share) for share in config.contrast)
+        step = int(rng.integers(least, most + 1))
+        lighter = rng.integers(2) == 0 if config.sign == "either" else config.sign == "light"
+        if config.sign == "either" and not step <= (255 - mean if lighter else mean):
+            lighter = mean < 128  # no room on the side drawn
+        shift = round(255 * config.colour)
+        ink = mean + (step if lighter else -step) + rng.integers(-shift, shift + 1, size=3)
+        return np.clip(ink, 0, 255).astype(np.uint16)
+
+
+class ScatteredDigits(Dataset):
+    """Map-style data set: item ``index`` is (picture, which digit is in it).
+
+    Labels go 0, 1, ... 9, 0, ... with the index, so every ten consecutive items are balanced; let the loader shuffle.
+    The number of different pictures is not limited: for a fresh picture at every step, set ``length`` to that of the
+    whole run.
+
+    Parameters
+    ----------
+    config : DigitsConfig
+        With ``digits`` other than (1, 1) only :meth:`scene` can be used.
+    split : {"train", "val"}
+    length : int
+        Number of items.
+    seed : int
+        Not negative.
+    transform : callable, optional
+        Given the PIL picture (RGB); its result stands in the item instead.
+
+    Raises
+    ------
+    ValueError
+        Unknown split, negative seed, or no items.
+    """
+
+    def __init__(
+        self,
+        config: DigitsConfig,
+        split: str,
+        length: int,
+        seed: int = 0,
+        transform: Callable[[Image.Image], Any] | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        if length < 1 or seed < 0:
+            raise ValueError(f"length must be at least 1 and seed at least 0, got length {length}, seed {seed}")
+        self.config, self.split, self.length, self.seed, self.transform = config, split, length, seed, transform
+        self.classes = list(CLASSES)
+        self._painter = Painter(config, load_material(split, config.backgrounds))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def scene(self, index: int) -> Scene:
+        """Render item ``index`` with its masks and boxes; with several digits the others' labels are random."""
+        if not 0 <= index < self.length:
+            raise IndexError(f"index must lie in 0 to {self.length - 1}, got {index}")
+        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+        return self._painter.render(rng, first=index % len(CLASSES))
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if self.config.digits != (1, 1):
+            raise ValueError(f"classification needs digits (1, 1), got {self.config.digits}: use scene(index)")
+        scene = self.scene(index)
+        picture = Image.fromarray(scene.image)
+        return (picture if self.transform is None else self.transform(picture)), scene.digits[0].label

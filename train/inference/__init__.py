@@ -1,0 +1,1 @@
+"""From pictures to predictions: whole, in tiles, from several views."""

@@ -1,0 +1,1 @@
+"""Networks made of a config, their weights and checkpoints."""

@@ -1,0 +1,1 @@
+"""What train.export writes beside weights: scores, samples, model card."""

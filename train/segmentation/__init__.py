@@ -1,1 +1,0 @@
-"""Segmentation: data, training and judging of the segmenters."""

@@ -1,0 +1,1 @@
+"""What classification and segmentation each bring to training."""
