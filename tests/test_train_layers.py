@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fast
-from parity_tests.seg_train_cases import KIND, config_of, fit, model_of, run_of
-from parity_tests.test_train_resume import assert_same
+from tests.seg_train_cases import KIND, config_of, fit, model_of, run_of
+from tests.test_train_resume import assert_same
 from train.common.distributed import Ranks
 from train.common.errors import Interrupted, UserError
 from train.config.loader import load_config

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
 
-from parity_tests import seg_trees as trees
-from parity_tests.seg_trees import SQUARE, bands, picture
+from tests import seg_trees as trees
+from tests.seg_trees import SQUARE, bands, picture
 from train.common.errors import UserError
 from train.data import mask_folders as folders
 from train.data.digit_parts import KINDS, kinds_of

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from parity_tests import seg_trees as trees
-from parity_tests.seg_trees import SQUARE, bands
+from tests import seg_trees as trees
+from tests.seg_trees import SQUARE, bands
 from train.check_data import main as check_data
 from train.common.errors import UserError, run_command
 from train.data.coco_masks import to_mask

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from parity_tests.seg_trees import write_png
+from tests.seg_trees import write_png
 from train.common.errors import run_command
 from train.inference.predictions import decode
 from train.prepare import main as prepare

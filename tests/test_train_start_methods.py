@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.seg_train_cases import KIND, config_of, fit
-from parity_tests.seg_trees import ade20k, bands, cityscapes, folder, instances, packed, panoptic
-from parity_tests.test_train_data import config_for, make_folders, make_shards
-from parity_tests.test_train_resume import assert_same, start
+from tests.seg_train_cases import KIND, config_of, fit
+from tests.seg_trees import ade20k, bands, cityscapes, folder, instances, packed, panoptic
+from tests.test_train_data import config_for, make_folders, make_shards
+from tests.test_train_resume import assert_same, start
 from train.common.errors import UserError
 from train.data import loader as batches
 from train.data.classification import open_samples

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fast
-from parity_tests.seg_train_cases import KIND, config_of, model_of
+from tests.seg_train_cases import KIND, config_of, model_of
 from train import segment
 from train.classify import main as classify
 from train.common.errors import UserError, run_command

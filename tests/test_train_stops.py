@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.test_train_resume import ROOT, start, wait_for_update
+from tests.test_train_resume import ROOT, start, wait_for_update
 from train.common.errors import INTERRUPTED
 from train.models.checkpoint import read_file
 

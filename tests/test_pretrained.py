@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import fast
 import fast.pretrained
 from fast.checkpoints import CheckpointError
-from parity_tests.shipped_cases import MACHINE_PATH, check_shipped, export_stand_in, train_stand_ins
+from tests.shipped_cases import MACHINE_PATH, check_shipped, export_stand_in, train_stand_ins
 from train import evaluate, export, predict, segment, show
 from train.common.errors import UserError, run_command
 from train.data.mask_files import read_picture

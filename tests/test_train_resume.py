@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from parity_tests.test_train_data import make_folders
+from tests.test_train_data import make_folders
 from train.classify import main
 from train.common.errors import UserError
 from train.config.loader import load_config

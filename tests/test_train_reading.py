@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from parity_tests.seg_trees import write_png
+from tests.seg_trees import write_png
 from train.common.errors import UserError
 from train.data import images as reading
 from train.data.classification import Folders

@@ -12,8 +12,8 @@ from PIL import Image
 import fast
 import fast.postprocess
 from benchmarks import measure
-from parity_tests.seg_train_cases import KIND, config_of, model_of
-from parity_tests.seg_trees import picture
+from tests.seg_train_cases import KIND, config_of, model_of
+from tests.seg_trees import picture
 from train import demo, predict
 from train.common.errors import UserError, run_command
 from train.common.output_files import MANIFEST

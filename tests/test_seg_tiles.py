@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks import measure
 from fast.segmenter import output
-from parity_tests.seg_train_cases import config_of
+from tests.seg_train_cases import config_of
 from train.common.errors import UserError
 from train.config.segmentation import Judge
 from train.data.sample import ClassInfo, Vocabulary

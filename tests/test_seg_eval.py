@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parity_tests.seg_eval_cases import CITY, TOY, box, city_ids, city_sample, instances, panoptic, sample
+from tests.seg_eval_cases import CITY, TOY, box, city_ids, city_sample, instances, panoptic, sample
 from train.metrics.cityscapes import CityscapesInstanceEvaluator, CityscapesPanopticEvaluator
 from train.metrics.coco import InstanceEvaluator
 from train.metrics.evaluator_list import create_judges

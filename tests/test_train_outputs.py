@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from parity_tests.seg_train_cases import KIND, config_of, model_of
-from parity_tests.seg_trees import picture, write_png
+from tests.seg_train_cases import KIND, config_of, model_of
+from tests.seg_trees import picture, write_png
 from train import predict, show
 from train.common.errors import UserError, run_command
 from train.common.output_files import MANIFEST, Outputs

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from parity_tests.seg_eval_cases import CITY, TOY, box, city_ids, city_sample, instances, panoptic, sample, shaken
+from tests.seg_eval_cases import CITY, TOY, box, city_ids, city_sample, instances, panoptic, sample, shaken
 from train.data.sample import ClassInfo, Vocabulary
 from train.inference.predictions import Instance, decode, encode
 from train.metrics.coco import InstanceEvaluator

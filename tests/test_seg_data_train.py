@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from fast.matching import Objects
-from parity_tests import seg_trees as trees
-from parity_tests.seg_trees import bands
+from tests import seg_trees as trees
+from tests.seg_trees import bands
 from train.common.errors import UserError
 from train.data.classification import isolated_random
 from train.data.formats import open_source

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fast.matching import NO_OBJECT_WEIGHT, SetLoss
-from parity_tests import seg_trees as trees
-from parity_tests.seg_train_cases import KIND, config_of, empty, fit, model_of, run_of
-from parity_tests.test_train_resume import assert_same
+from tests import seg_trees as trees
+from tests.seg_train_cases import KIND, config_of, empty, fit, model_of, run_of
+from tests.test_train_resume import assert_same
 from train import segment
 from train.common.distributed import Ranks
 from train.common.errors import Interrupted
@@ -208,7 +208,7 @@ from train.common.distributed import Ranks
 from train.engine.loop import train
 from train.config.segmentation import Config
 from train.tasks.segmentation import Segmentation
-from parity_tests.seg_train_cases import empty
+from tests.seg_train_cases import empty
 class Poor(Segmentation):
     def share(self, run, pieces):
         return super().share(run, [empty(piece) for piece in pieces] if run.ranks.rank else pieces)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from parity_tests.seg_train_cases import config_of
-from parity_tests.test_train_data import config_for, make_folders
-from parity_tests.test_train_resume import assert_same
+from tests.seg_train_cases import config_of
+from tests.test_train_data import config_for, make_folders
+from tests.test_train_resume import assert_same
 from train.common.errors import UserError
 from train.config.loader import load_config
 from train.engine.loop import train

@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from parity_tests import seg_trees as trees
-from parity_tests.seg_trees import CATEGORIES, SQUARE, bands, picture, write_png
+from tests import seg_trees as trees
+from tests.seg_trees import CATEGORIES, SQUARE, bands, picture, write_png
 from train.check_data import main as check_data
 from train.common.errors import UserError, run_command
 from train.config.segmentation import Config

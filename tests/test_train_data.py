@@ -293,7 +293,7 @@ def test_python_ends_with_loader_processes_left_over(tmp_path):
     """A generator that something still holds when Python ends, as a traceback does, keeps nobody waiting."""
     make_folders(tmp_path)
     script = (
-        "import sys; from parity_tests.test_train_data import *\n"
+        "import sys; from tests.test_train_data import *\n"
         f"config = config_for({str(tmp_path)!r}, '--data.workers', '2'); samples = open_samples(config, 'train')\n"
         "batches = load(samples, TrainKeys(samples, config, Ranks('cpu'), 0, 0), config, cuda=False)\n"
         "next(batches); sys.kept = batches\n"

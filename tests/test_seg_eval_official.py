@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torchmetrics.detection import PanopticQuality
 
-from parity_tests.seg_eval_cases import CITY, TOY, box, city_ids, city_sample, instances, panoptic, sample, shaken
+from tests.seg_eval_cases import CITY, TOY, box, city_ids, city_sample, instances, panoptic, sample, shaken
 from train.data.sample import ClassInfo, Vocabulary
 from train.metrics.cityscapes import CityscapesInstanceEvaluator, CityscapesPanopticEvaluator
 from train.metrics.coco import InstanceEvaluator, score_files

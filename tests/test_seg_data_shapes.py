@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from parity_tests.seg_train_cases import fit
-from parity_tests.seg_trees import picture, write_png
+from tests.seg_train_cases import fit
+from tests.seg_trees import picture, write_png
 from train.check_data import main as check_data
 from train.common.errors import UserError, run_command
 from train.data.formats import guess, open_source, tasks_of
