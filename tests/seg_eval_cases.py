@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from cityscapesscripts.helpers.labels import labels as cityscapes_labels
 
+from train.data.masks import encode
 from train.data.sample import ClassInfo, Sample, Vocabulary
-from train.inference.predictions import Instance, Panoptic, encode
+from train.inference.predictions import Instance, Panoptic
 
 TOY = Vocabulary(
     (ClassInfo("one", 1, True, None), ClassInfo("two", 2, True, None), ClassInfo("sky", 9, False, None)), "toy"

@@ -11,9 +11,9 @@ from PIL import Image
 import fast.pretrained
 from train.classify import main as classify
 from train.common.errors import run_command
+from train.data.masks import encode
 from train.export import MOST_BYTES, MOST_SAMPLE_BYTES, UNWRITTEN
 from train.export import main as export
-from train.inference.predictions import encode
 from train.models.pretrained import read_header
 from train.release.card import SECTIONS
 from train.release.scores import judge_samples, samples_of

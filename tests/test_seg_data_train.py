@@ -13,14 +13,13 @@ from fast.matching import Objects
 from tests import seg_trees as trees
 from tests.seg_trees import bands
 from train.common.errors import UserError
-from train.data.classification import isolated_random
+from train.data.classification_dataset import isolated_random
 from train.data.formats import open_source
 from train.data.loader import BadImages
+from train.data.normalization import MEAN, STD
 from train.data.sample import Sample
 from train.data.segmentation_dataset import SegmentationSamples, collate
 from train.data.segmentation_transforms import (
-    MEAN,
-    STD,
     EvalTransform,
     LargeJitter,
     ShortSide,

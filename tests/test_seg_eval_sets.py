@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.seg_eval_cases import CITY, TOY, box, city_ids, city_sample, instances, panoptic, sample, shaken
+from train.data.masks import decode, encode
 from train.data.sample import ClassInfo, Vocabulary
-from train.inference.predictions import Instance, decode, encode
+from train.inference.predictions import Instance
 from train.metrics.coco import InstanceEvaluator
 from train.metrics.evaluator_list import create_judges
 from train.metrics.submission import create_writer

@@ -13,11 +13,13 @@ from fast.segmenter import output
 from tests.seg_train_cases import config_of
 from train.common.errors import UserError
 from train.config.segmentation import Judge
+from train.data.masks import decode, encode
+from train.data.normalization import MEAN, STD
 from train.data.sample import ClassInfo, Vocabulary
-from train.data.segmentation_transforms import MEAN, STD, EvalTransform
+from train.data.segmentation_transforms import EvalTransform
 from train.inference import segmentation as inference
 from train.inference import views as tiles
-from train.inference.predictions import Instance, Panoptic, check, decode, encode
+from train.inference.predictions import Instance, Panoptic, check
 from train.inference.tile_grid import cut_picture, cut_side
 from train.inference.tile_joining import InstanceJoiner, PanopticJoiner, put, share_of_union
 

@@ -18,11 +18,12 @@ from train.common.distributed import Ranks
 from train.common.errors import Interrupted
 from train.config.loader import load_config
 from train.config.segmentation import Config
+from train.data.sampler import PassKeys
 from train.engine import loop as engine
 from train.engine.loop import train
 from train.models.checkpoint import read_file
 from train.models.segmenter import build_model, build_optimizer, build_scheduler, peak_rate
-from train.tasks.segmentation import PassKeys, Segmentation
+from train.tasks.segmentation import Segmentation
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

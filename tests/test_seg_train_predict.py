@@ -20,14 +20,15 @@ from train.common.output_files import MANIFEST
 from train.config.loader import load_config
 from train.config.segmentation import Judge
 from train.data.digits_segmentation import vocabulary
+from train.data.masks import box, decode, encode
 from train.data.segmentation import known_vocabulary, pack_vocabulary, unpack_vocabulary
 from train.data.segmentation_transforms import EvalTransform
 from train.inference import segmentation as inference
-from train.inference.predictions import check, decode, encode
+from train.inference.predictions import check
 from train.inference.segmentation import Enlarger, find_instances, find_segments, semantic_labels
 from train.metrics.focus_ratio import is_inside
 from train.models.checkpoint import write_file
-from train.visualization.segments import box, draw_segments, middle
+from train.visualization.segments import draw_segments, middle
 
 THINGS = frozenset(range(3))
 

@@ -14,7 +14,7 @@ from train.models.classifier import build_optimizer, build_scheduler, peak_rate
 
 
 def test_every_config_loads_and_says_what_it_needs():
-    from train.config.loader import CONFIGS
+    from train.config.section import CONFIGS
 
     for name in config_names():
         load_config(name)
@@ -118,7 +118,7 @@ def test_cuda_without_gpu_is_one_line(monkeypatch):
 
 def test_first_weights_have_the_gain_that_is_asked_for():
     """Linear layers of the backbone have std gain / sqrt(inputs); the importance's own 0.02 and all biases stay."""
-    from train.config.loader import Config
+    from train.config.classification import Config
     from train.config.segmentation import Config as SegmentConfig
     from train.models.classifier import build_model as classifier
     from train.models.segmenter import build_model as segmenter

@@ -17,7 +17,8 @@ from train.common.distributed import Ranks
 from train.common.errors import UserError
 from train.config.loader import load_config
 from train.data.classification import check_classes, open_samples
-from train.data.loader import BadImages, EvalKeys, TrainKeys, load
+from train.data.loader import BadImages, load
+from train.data.sampler import EvalKeys, TrainKeys
 from train.data.shards import Shards, expand, most_names
 from train.metrics.classification import evaluate
 

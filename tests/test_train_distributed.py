@@ -12,8 +12,8 @@ from train.common.errors import UserError
 from train.config.loader import load_config
 from train.engine.loop import train
 from train.engine.run import Run
+from train.engine.state import set_batch_norm
 from train.models.checkpoint import read_file
-from train.models.classifier import set_batch_norm
 from train.tasks.classification import Classification
 
 ROOT = Path(__file__).parents[1]

@@ -14,9 +14,10 @@ from train.config.loader import load_config
 from train.engine import loop as engine
 from train.engine.loop import train
 from train.engine.run import Run
+from train.engine.state import set_training
 from train.models import segmenter
 from train.models.checkpoint import read_file
-from train.models.classifier import build_optimizer, build_scheduler, set_training
+from train.models.classifier import build_optimizer, build_scheduler
 from train.models.layers import freeze, layer_depths
 from train.tasks.classification import Classification
 from train.tasks.segmentation import Segmentation

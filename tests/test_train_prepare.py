@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.seg_trees import write_png
 from train.common.errors import run_command
-from train.inference.predictions import decode
+from train.data.masks import decode
 from train.prepare import main as prepare
 from train.prepare import split_of
 

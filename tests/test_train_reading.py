@@ -12,7 +12,7 @@ from PIL import Image
 from tests.seg_trees import write_png
 from train.common.errors import UserError
 from train.data import images as reading
-from train.data.classification import Folders
+from train.data.image_folders import Folders
 from train.data.images import ImageError, describe_unread, list_pictures
 from train.data.mask_files import read_ids, read_picture
 from train.data.shards import Shards

@@ -21,7 +21,7 @@ from fast.selection import token_counts
 from .ablation.rows import AblatedClassification, AblatedSegmentation, Config, Shared
 from .ablation.table import SCORES, append_run, describe_machine, read_runs, write_table
 from .common.errors import Interrupted, Parser, UserError, one_line, run_command
-from .config import loader as base
+from .config import classification as base
 from .config.loader import check_config, closest, help_text, load_config
 from .engine.command_line import HARMLESS, clear
 from .engine.loop import train

@@ -29,12 +29,12 @@ from .engine.loop import train
 from .engine.run import Run
 from .inference.segmentation import predict
 from .inference.tokens import find_tokens
-from .metrics.classification import autocast
 from .metrics.focus_ratio import measure_focus
+from .models.autocast import autocast
 from .models.checkpoint import LAST
 from .models.segmenter import build_model
-from .show import save_figure
 from .tasks.segmentation import Segmentation, evaluate
+from .visualization.figures import save_figure
 from .visualization.segments import draw_segments, list_segments, truth_segments
 from .visualization.tokens import draw_tokens, stride_legend
 

@@ -19,13 +19,16 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 from .common.errors import Parser, UserError, run_command
-from .config.loader import Config, load_config
+from .config.classification import Config
+from .config.loader import load_config
 from .data.digits import DigitsConfig, ScatteredDigits
+from .data.normalization import to_input
 from .engine.command_line import clear
 from .engine.loop import Run, train
+from .inference.classification import find_tokens
 from .metrics.focus_ratio import measure_focus
 from .models.classifier import build_model
-from .show import find_tokens, save_figure, to_input
+from .visualization.figures import save_figure
 from .visualization.tokens import bare, draw_tokens
 
 ENOUGH = 0.8

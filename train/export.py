@@ -26,14 +26,15 @@ from torch import nn
 from fast.pretrained import FOLDER, HEADER, SUFFIX, SUMS
 
 from .common.errors import Parser, UserError, one_line, run_command, writing
-from .config.loader import Section, override
+from .config.loader import override
+from .config.section import Section
 from .data.digits import CLASSES
+from .data.normalization import MEAN, STD
 from .engine.log import read_line
 from .models.checkpoint import KIND, SEGMENTER, TRAINED, read_file
 from .models.weights import kind_of, weights_of
 from .release.card import TEXTS, describe_samples, score_table, write_card
 from .release.scores import CONFIGS, judge, judge_samples, keep_samples, on_samples, open_model, samples_of
-from .show import MEAN, STD
 
 MOST_BYTES, MOST_SAMPLE_BYTES = 2 * 10**6, 200 * 10**3  # of a file of weights; of its sample pictures together
 UNWRITTEN = "TO BE WRITTEN"  # in the YAML file, where a text waits for its facts

@@ -31,12 +31,12 @@ from .data.segmentation import known_vocabulary, unpack_vocabulary
 from .inference.classification import name_pictures
 from .inference.tokens import find_tile_tokens
 from .inference.views import cut_view, predict, prepare_views
-from .metrics.classification import autocast
+from .models.autocast import autocast
 from .models.checkpoint import KIND, SEGMENTER, TRAINED, read_file
 from .models.pretrained import one_of
 from .models.segmenter import build_model, load_strictly
 from .models.weights import kind_of, weights_of
-from .show import as_png
+from .visualization.figures import as_png
 from .visualization.segments import draw_result, list_segments
 
 

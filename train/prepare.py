@@ -26,8 +26,7 @@ from tqdm import tqdm
 
 from .common.errors import Parser, UserError, one_line, run_command
 from .data.mask_files import read_mask, read_picture
-from .inference.predictions import encode
-from .visualization.segments import box
+from .data.masks import box, encode
 
 SPLITS = ("train", "val", "test")
 CATEGORIES = {"nuclei": "nucleus"}

@@ -7,7 +7,6 @@
 Without a picture: scikit-image's astronaut. Without weights: a new network, whose scores mean nothing yet.
 """
 
-import io
 import sys
 from pathlib import Path
 
@@ -18,16 +17,17 @@ from torch import nn
 
 from .common.errors import Parser, UserError, one_line, run_command
 from .common.output_files import Outputs
-from .config.loader import Config
+from .config.classification import Config
 from .data.images import READ_ERRORS, open_rgb
-from .evaluate import open_trained
+from .inference.classification import find_tokens
 from .models.classifier import build_model
 from .models.pretrained import one_of
+from .models.trained import open_trained
+from .visualization.figures import as_png
 from .visualization.tokens import draw_stages
 
 LONGEST = 16  # times the short side: more slender pictures are shown smaller
 MOST_PIXELS = 1 << 24
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def open_picture(path: str | None, side: int) -> np.ndarray:
@@ -58,41 +58,6 @@ def open_picture(path: str | None, side: int) -> np.ndarray:
     if size[0] * size[1] > MOST_PIXELS:
         raise UserError(f"the network would see {size[0]:,} x {size[1]:,} pixels: pass a smaller --size")
     return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
-
-
-def to_input(picture: np.ndarray) -> torch.Tensor:
-    """Normalise a picture (H, W, 3) uint8 to what the network takes, (1, 3, H, W) float32."""
-    image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
-    return (image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-
-
-@torch.no_grad()
-def find_tokens(model: nn.Module, picture: np.ndarray) -> list[dict]:
-    """Run the network on one picture and collect what ``draw_stages`` draws.
-
-    Parameters
-    ----------
-    model : Module
-        Of ``fast.create_model``.
-    picture : ndarray of uint8, shape (H, W, 3)
-
-    Returns
-    -------
-    list of dict
-        For each stage: positions (n, 2) int64, strides (n,) int64 in cells, cluster (n,) int64.
-    """
-    from fast.grid_prior import local_stride
-
-    model.eval()
-    _, stages = model.forward_features(to_input(picture), return_stages=True)
-    return [
-        {
-            "positions": stage.positions[0].numpy(),
-            "strides": local_stride(stage.positions)[0].numpy(),
-            "cluster": stage.cluster[0].numpy(),
-        }
-        for stage in stages
-    ]
 
 
 def open_network(options) -> tuple[nn.Module, Config, str]:
@@ -133,22 +98,6 @@ def main(arguments: list[str]) -> int:
     outputs.write(out.name, as_png(draw_stages(picture, stages, title)))
     print(f"wrote {options.out}: tokens per stage {', '.join(str(len(stage['positions'])) for stage in stages)}")
     return 0
-
-
-def save_figure(figure, path: Path) -> None:
-    """Write a figure as PNG into a folder of our own."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(as_png(figure))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {path}: {one_line(error)}") from error
-
-
-def as_png(figure) -> bytes:
-    """Draw a figure as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

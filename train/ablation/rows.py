@@ -12,9 +12,9 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from fast.attention import Attention
 
-from ..config import loader as base
+from ..config import classification as base
 from ..config import segmentation
-from ..config.loader import Section
+from ..config.section import CONFIGS, Section
 from ..data.digits import CLASSES
 from ..data.sample import ClassInfo, Sample, Vocabulary
 from ..data.segmentation import open_sets
@@ -45,7 +45,7 @@ class Table(Section):
 class Config(segmentation.Config):
     """A training like those of train.segment, and the rows that vary it."""
 
-    folder: ClassVar[Path] = base.CONFIGS / "ablate"
+    folder: ClassVar[Path] = CONFIGS / "ablate"
 
     table: Table = Table()
 
@@ -171,7 +171,7 @@ class AblatedClassification(Classification):
 
     Parameters
     ----------
-    config : train.config.Config
+    config : train.config.classification.Config
     without : list of str
         As ``take_out`` takes it.
     shared : Shared

@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from . import loader as base
-from .loader import Names, Paths, Section, StartMethod
+from . import classification as base
+from .section import CONFIGS, Names, Paths, Section, StartMethod
 
 Folders = Annotated[Paths, BeforeValidator(lambda value: [] if value is None else value), Field(max_length=2)]
 
@@ -141,7 +141,7 @@ class Run(base.Run):
 class Config(Section):
     """A whole run of train.segment."""
 
-    folder: ClassVar[Path] = base.CONFIGS / "segmentation"
+    folder: ClassVar[Path] = CONFIGS / "segmentation"
 
     model: Model = Model()
     data: Data = Data()

@@ -1,9 +1,4 @@
-"""Which images make which batch.
-
-Epoch e's order is a function of (seed, e). Update t of the epoch takes images t T ... (t + 1) T - 1 of it, T being the
-total batch; rank r takes the r-th part, in pieces of ``batch_size`` where gradients are accumulated. So the images of
-an update depend neither on the number of processes nor on where a run was resumed.
-"""
+"""Batches read ahead in worker processes, and the images that could not be read."""
 
 import atexit
 import signal
@@ -11,75 +6,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from multiprocessing import active_children, get_all_start_methods, resource_tracker
 
-import numpy as np
 from torch import Generator
 from torch.utils.data import DataLoader
 
-from ..common.distributed import Ranks
 from ..common.errors import UserError
-from ..config.loader import Section
-from .classification import Batch, Samples
-
-
-def accumulation(config: Section, ranks: Ranks) -> int:
-    """Give the number of forward passes per update and rank: total batch / (batch size x ranks)."""
-    total, each = config.run.total_batch, config.run.batch_size * ranks.size
-    if total % each:
-        raise UserError(
-            f"run.total_batch {total} is no multiple of run.batch_size {config.run.batch_size} x {ranks.size} "
-            f"processes: pass another --run.batch_size"
-        )
-    return total // each
-
-
-def updates_per_epoch(samples: Samples, config: Section) -> int:
-    """Give the number of whole batches an epoch has; what is left over waits for the next epoch's shuffle."""
-    if len(samples) < config.run.total_batch:
-        raise UserError(
-            f"{len(samples)} training images are fewer than run.total_batch {config.run.total_batch}: "
-            f"pass a smaller --run.total_batch and --run.batch_size"
-        )
-    return len(samples) // config.run.total_batch
-
-
-class TrainKeys:
-    """The keys (epoch, index) of this rank's batches, from update ``start`` of an epoch on.
-
-    Parameters
-    ----------
-    samples : Samples
-    config : Section
-    ranks : Ranks
-    epoch, start : int
-    """
-
-    def __init__(self, samples: Samples, config: Section, ranks: Ranks, epoch: int, start: int):
-        total, pieces = config.run.total_batch, accumulation(config, ranks)
-        order = samples.source.order(np.random.default_rng([config.run.seed, epoch]))
-        updates = updates_per_epoch(samples, config)
-        shares = order[: updates * total].reshape(updates, ranks.size, pieces, config.run.batch_size)
-        self.epoch, self.batches = epoch, shares[start:, ranks.rank].reshape(-1, config.run.batch_size)
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.batches:
-            yield [(self.epoch, int(index)) for index in batch]
-
-
-class EvalKeys:
-    """This rank's part of a split, every image once over all ranks, none repeated to fill up."""
-
-    def __init__(self, samples: Samples, batch_size: int, ranks: Ranks):
-        self.mine, self.batch_size = np.arange(ranks.rank, len(samples), ranks.size), batch_size
-
-    def __len__(self):
-        return -(-len(self.mine) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for first in range(0, len(self.mine), self.batch_size):
-            yield [(0, int(index)) for index in self.mine[first : first + self.batch_size]]
+from ..config.section import Section
+from .classification_dataset import Batch, Samples
 
 
 def load(samples: Samples, keys, config: Section, cuda: bool) -> Iterator[Batch]:

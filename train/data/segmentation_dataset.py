@@ -8,7 +8,7 @@ from torch import Tensor
 from fast.matching import Objects
 
 from ..common.errors import one_line
-from .classification import Samples
+from .classification_dataset import Samples
 from .images import READ_ERRORS, ImageError
 from .sample import Sample
 from .segmentation_transforms import EvalTransform, Prepared

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN as MEAN
-from timm.data.constants import IMAGENET_DEFAULT_STD as STD
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -20,6 +18,7 @@ from torchvision.tv_tensors import Image, Mask
 
 from fast.matching import Objects
 
+from .normalization import normalise
 from .sample import Sample
 
 SMALLEST = 32  # what the network takes, pixels
@@ -93,8 +92,7 @@ def ssd_jitter() -> v2.Transform:
 class TrainTransform:
     """Scale, crop, jitter, flip, normalise and pad one sample.
 
-    All randomness comes from Python's and torch's generators, which :func:`train.data.classification.isolated_random`
-    seeds.
+    All randomness comes from Python's and torch's generators, which ``isolated_random`` seeds.
 
     Parameters
     ----------
@@ -182,11 +180,6 @@ def cut(maps: Tensor, window: tuple[int, int, int, int], size: list[int], mode: 
     if not len(maps):
         return maps.new_zeros(0, *size)
     return F.resized_crop(maps, *window, size, interpolation=mode, antialias=True)
-
-
-def normalise(image: Tensor) -> Tensor:
-    """Turn uint8 (3, H, W) into what the network takes, float32."""
-    return F.normalize(F.to_dtype(image, torch.float32, scale=True), list(MEAN), list(STD), inplace=True)
 
 
 def pad(maps: Tensor, size: tuple[int, int]) -> Tensor:

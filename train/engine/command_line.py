@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 from ..common.errors import Parser, UserError, writing
-from ..config.loader import Config, Section, help_text
+from ..config.classification import Config
+from ..config.loader import help_text
+from ..config.section import Section
 from ..models.checkpoint import BEST, LAST, PREVIOUS, read_file
 
 HARMLESS = {f"run.{key}" for key in ("output", "device", "threads", "log_every", "save_every", "tensorboard")}

@@ -14,16 +14,16 @@ from torch import nn
 
 from ..common.distributed import Ranks
 from ..common.errors import Interrupted, UserError, writing
-from ..config.loader import Section
+from ..config.section import Section
 from ..data.loader import grouped, load
-from ..metrics.classification import autocast
+from ..models.autocast import autocast
 from ..models.checkpoint import LAST, PREVIOUS
-from ..models.classifier import set_training
 from ..models.layers import describe_frozen
 from ..tasks.classification import Classification
 from ..tasks.task import Task
 from .log import Log, Pace
 from .run import Run
+from .state import set_training
 
 
 def train(config: Section, resume: Path | None = None, task: Task | None = None) -> Run:

@@ -11,22 +11,14 @@ from torch import nn
 
 from ..common.distributed import Ranks
 from ..common.errors import UserError, one_line
-from ..config.loader import Section
-from ..data.loader import BadImages, accumulation
-from ..models.checkpoint import (
-    BEST,
-    LAST,
-    RESUMED,
-    random_states,
-    read_file,
-    set_optimizer,
-    set_random_states,
-    write_file,
-)
-from ..models.classifier import seed_everything, set_batch_norm
+from ..config.section import Section
+from ..data.loader import BadImages
+from ..data.sampler import accumulation
+from ..models.checkpoint import BEST, LAST, RESUMED, read_file, write_file
 from ..models.layers import freeze
 from ..models.weights import load_strictly
 from ..tasks.task import Task
+from .state import random_states, seed_everything, set_batch_norm, set_optimizer, set_random_states
 
 
 @dataclass

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -11,12 +12,13 @@ from tqdm import tqdm
 from ..common.distributed import Ranks
 from ..common.errors import UserError, one_line
 from ..common.output_files import Outputs
-from ..config.loader import Config
+from ..config.classification import Config
 from ..data.classification import test_transform
 from ..data.images import READ_ERRORS, open_rgb
-from ..evaluate import open_trained
-from ..metrics.classification import autocast
+from ..data.normalization import to_input
+from ..models.autocast import autocast
 from ..models.checkpoint import KIND, read_file
+from ..models.trained import open_trained
 
 LISTED = 5
 
@@ -78,3 +80,32 @@ def name_pictures(checkpoint: str, overrides: list[str], pictures: dict[str, Pat
         tqdm.write(f"{path}: {found[0]['name']} {100 * found[0]['score']:.1f} %")
     print(f"{len(pictures) - skipped} pictures, {skipped} unreadable; the {LISTED} best of each in {outputs.folder}")
     return 1 if skipped else 0
+
+
+@torch.no_grad()
+def find_tokens(model: nn.Module, picture: np.ndarray) -> list[dict]:
+    """Run the network on one picture and collect what ``draw_stages`` draws.
+
+    Parameters
+    ----------
+    model : Module
+        Of ``fast.create_model``.
+    picture : ndarray of uint8, shape (H, W, 3)
+
+    Returns
+    -------
+    list of dict
+        For each stage: positions (n, 2) int64, strides (n,) int64 in cells, cluster (n,) int64.
+    """
+    from fast.grid_prior import local_stride
+
+    model.eval()
+    _, stages = model.forward_features(to_input(picture), return_stages=True)
+    return [
+        {
+            "positions": stage.positions[0].numpy(),
+            "strides": local_stride(stage.positions)[0].numpy(),
+            "cluster": stage.cluster[0].numpy(),
+        }
+        for stage in stages
+    ]

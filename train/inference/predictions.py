@@ -10,12 +10,10 @@ panoptic   ``Panoptic``: a map of segment ids and the list of segments
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 
 @dataclass(frozen=True)
@@ -62,30 +60,6 @@ def by_id(name: str) -> tuple:
     """Order images as COCO's judge does: numbers by value, before other names."""
     identity = image_id(name)
     return (0, identity, name) if isinstance(identity, int) else (1, identity, name)
-
-
-def encode(mask: np.ndarray) -> dict:
-    """Write a mask (H, W) bool as COCO's run lengths, ``counts`` as text."""
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-
-
-def decode(rle: dict) -> np.ndarray:
-    """Read COCO's run lengths, ``counts`` as text or bytes, as a mask (H, W) bool."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with NumPy 2: __array__ without copy
-        return coco_mask.decode(rle).astype(bool)
-
-
-def area(rle: dict) -> int:
-    """Count the pixels of a mask in run lengths."""
-    return int(coco_mask.area(rle))
-
-
-def intersection(first: dict, second: dict) -> dict:
-    """Give the pixels that are in both masks, in run lengths."""
-    rle = coco_mask.merge([first, second], intersect=True)
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def check(task: str, prediction, name: str, size: tuple[int, int], classes: int) -> None:

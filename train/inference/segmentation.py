@@ -16,9 +16,10 @@ from fast.postprocess import Segment, resize_bilinear, semantic
 
 from ..common.errors import UserError
 from ..config.segmentation import Judge
+from ..data.masks import encode
 from ..data.sample import Vocabulary
 from ..data.segmentation_transforms import Prepared
-from .predictions import Instance, Panoptic, encode
+from .predictions import Instance, Panoptic
 
 CELL = 4  # pixels of the network's input for one of its output
 MOST_INPUT = 1 << 23  # pixels that the network sees at once; it takes about 1.3 kB for each

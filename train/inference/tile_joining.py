@@ -15,7 +15,8 @@ from scipy.sparse.csgraph import connected_components
 
 from fast.postprocess import Segment
 
-from .predictions import Instance, Panoptic, area, decode, encode
+from ..data.masks import area, decode, encode
+from .predictions import Instance, Panoptic
 from .tile_grid import Tile
 
 AGREE = (

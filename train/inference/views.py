@@ -25,10 +25,11 @@ from fast.postprocess import semantic
 
 from ..common.errors import UserError
 from ..config.segmentation import Config, Judge
+from ..data.masks import decode, encode
 from ..data.sample import Vocabulary
 from ..data.segmentation_transforms import EvalTransform, Prepared
 from . import segmentation as inference
-from .predictions import Instance, decode, encode
+from .predictions import Instance
 from .segmentation import CELL, Enlarger, find_instances, find_segments, run_network
 from .tile_grid import Tile, TileEnlarger, cut_picture
 from .tile_joining import InstanceJoiner, PanopticJoiner, share_of_union, suppress

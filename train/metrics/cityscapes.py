@@ -17,8 +17,9 @@ from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as in
 from cityscapesscripts.evaluation import evalPanopticSemanticLabeling as panoptic_judge
 from PIL import Image
 
+from ..data.masks import area, encode, intersection
 from ..data.sample import Sample, Vocabulary
-from ..inference.predictions import Instance, Panoptic, area, encode, intersection
+from ..inference.predictions import Instance, Panoptic
 from .evaluator import Evaluator
 from .panoptic import PanopticEvaluator
 from .targets import segment_map

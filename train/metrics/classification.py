@@ -7,15 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..common.distributed import Ranks
-from ..config.loader import Config
-from ..data.classification import Samples
-from ..data.loader import BadImages, EvalKeys, load
-
-
-def autocast(config: Config, ranks: Ranks):
-    """Give the context in which the network runs at the config's precision."""
-    kind = torch.float16 if config.run.amp == "fp16" else torch.bfloat16
-    return torch.autocast(ranks.device.type, dtype=kind, enabled=config.run.amp != "off")
+from ..config.classification import Config
+from ..data.classification_dataset import Samples
+from ..data.loader import BadImages, load
+from ..data.sampler import EvalKeys
+from ..models.autocast import autocast
 
 
 @torch.no_grad()

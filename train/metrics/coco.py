@@ -18,8 +18,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..data.masks import area, encode, intersection
 from ..data.sample import Sample, Vocabulary
-from ..inference.predictions import Instance, area, by_id, encode, intersection
+from ..inference.predictions import Instance, by_id
 from .evaluator import Evaluator
 
 AREAS = (32.0**2, 96.0**2)  # COCO's borders of small, medium and large, in pixels

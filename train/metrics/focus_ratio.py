@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ..data.digits import ScatteredDigits
-from ..show import to_input
-from ..visualization.tokens import CELL
+from ..data.normalization import to_input
+from ..inference.segmentation import CELL
 
 
 @dataclass

@@ -23,8 +23,9 @@ from PIL import Image
 from ..common.distributed import Ranks
 from ..common.errors import writing
 from ..common.output_files import Outputs
+from ..data.masks import decode
 from ..data.sample import Vocabulary
-from ..inference.predictions import Instance, Panoptic, by_id, decode, image_id
+from ..inference.predictions import Instance, Panoptic, by_id, image_id
 from .cityscapes import id_colours
 
 

@@ -8,11 +8,9 @@ flushed to the disk before it takes the name ``last.pt``; what had that name bec
 import io
 import math
 import os
-import random
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..common.errors import UserError, one_line
@@ -178,59 +176,3 @@ def beside(path: Path) -> str:
     others = [path.with_name(name) for name in (LAST, PREVIOUS) if path.with_name(name) != path]
     kept = [str(other) for other in others if other.is_file()]
     return f"; the run's other checkpoint is kept: {kept[0]}" if kept else ""
-
-
-def random_states() -> dict:
-    """Collect the states of python's, NumPy's and torch's generators, as tensors and plain containers."""
-    name, keys, place, has_gauss, gauss = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), place, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def set_random_states(states: dict) -> None:
-    """Put generators back to the states that ``random_states`` collected.
-
-    Raises
-    ------
-    UserError
-        They are something else.
-    """
-    try:
-        version, inner, gauss = states["python"]
-        random.setstate((version, tuple(inner), gauss))
-        name, keys, *rest = states["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-        torch.set_rng_state(states["torch"])
-        if states["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states["cuda"])
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
-        raise UserError(f"the states of random generators are damaged ({one_line(error)})") from error
-
-
-def set_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Put an optimiser back to a state.
-
-    Raises
-    ------
-    UserError
-        It is that of other parameters, or none.
-    """
-    names = [sorted(group) for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(state)
-        groups = optimizer.param_groups
-        numbers = [group[name] for group in groups for name in ("lr", "weight_decay", "eps")]
-        fits = all(type(number) in (int, float) for number in numbers)
-        fits = fits and all(len(group["betas"]) == 2 for group in groups)
-        fits = fits and all(set(before) <= set(group) for before, group in zip(names, groups, strict=True))
-        for parameter, values in optimizer.state.items():
-            shapes = [tuple(value.shape) for value in values.values() if isinstance(value, torch.Tensor)]
-            fits = fits and all(shape in ((), tuple(parameter.shape)) for shape in shapes)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        raise UserError(f"the optimiser's state does not fit the model ({one_line(error)})") from error
-    if not fits:
-        raise UserError("the optimiser's state does not fit the model")

@@ -1,8 +1,5 @@
 """From a config to the things that are trained: model, optimiser, schedule, loss."""
 
-import random
-
-import numpy as np
 import torch
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -10,18 +7,10 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from ..common.distributed import Ranks
 from ..common.errors import UserError, one_line
-from ..config.loader import Augment, Config
-from .layers import describe_decay, is_frozen, layer_depths
+from ..config.classification import Augment, Config
+from .layers import describe_decay, layer_depths
 from .weights import load_initial
-
-
-def seed_everything(seed: int, rank: int) -> None:
-    """Seed all generators; ranks get different streams."""
-    random.seed(f"{seed} {rank}")
-    np.random.seed([seed % 2**32, rank])
-    torch.manual_seed(seed * 10007 + rank)
 
 
 def build_model(config: Config, classes: list[str] | None = None) -> nn.Module:
@@ -69,27 +58,6 @@ def draw_weights(backbone: nn.Module, gain: float) -> None:
         if isinstance(module, nn.Linear):
             std = gain / module.in_features**0.5
             nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-
-
-def set_batch_norm(model: nn.Module, mode: str, ranks: Ranks) -> nn.Module:
-    """Let batch norms use each rank's statistics, all ranks' together, or the stored ones."""
-    if mode == "sync" and ranks.size > 1:
-        if ranks.device.type != "cuda":
-            raise UserError("run.batch_norm sync needs GPUs (torch's SyncBatchNorm): pass frozen or local")
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model
-
-
-def set_training(model: nn.Module, batch_norm: str) -> None:
-    """Switch to training mode, but for frozen modules, and batch norms whose statistics are to stay as they are."""
-    model.train()
-    for module in model.modules():
-        if is_frozen(module):
-            module.eval()
-    if batch_norm == "frozen":
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
 
 
 def peak_rate(config: Config) -> tuple[float, str]:

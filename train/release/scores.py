@@ -8,21 +8,22 @@ from torch import nn
 
 from ..common.distributed import Ranks
 from ..common.errors import UserError
-from ..config.loader import Config, Section, override
+from ..config.classification import Config
+from ..config.loader import override
+from ..config.section import Section
 from ..config.segmentation import Config as SegmentationConfig
 from ..data.classification import open_samples
+from ..data.masks import box, encode
 from ..data.segmentation import open_val
 from ..data.segmentation_dataset import EvalSamples
 from ..data.segmentation_transforms import EvalTransform
-from ..evaluate import with_weights
-from ..inference.predictions import encode
 from ..metrics.classification import evaluate
 from ..models.checkpoint import KIND, SEGMENTER, read_file
 from ..models.pretrained import read_header
 from ..models.segmenter import build_model, load_strictly
+from ..models.trained import with_weights
 from ..models.weights import kind_of, weights_of
 from ..tasks.segmentation import evaluate as evaluate_segmenter
-from ..visualization.segments import box
 
 CONFIGS = {KIND: Config, SEGMENTER: SegmentationConfig}
 LEFT_OUT = ("score", "per_class", "bad_images", "loss")  # of an evaluation

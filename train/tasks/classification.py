@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..config.loader import Config
-from ..data.classification import Batch, Samples, check_classes, open_samples, open_source
-from ..data.loader import TrainKeys, updates_per_epoch
+from ..config.classification import Config
+from ..data.classification import check_classes, open_samples, open_source
+from ..data.classification_dataset import Batch, Samples
+from ..data.sampler import TrainKeys, updates_per_epoch
 from ..engine.run import Run
 from ..metrics.classification import evaluate
 from ..models.checkpoint import KIND

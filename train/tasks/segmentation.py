@@ -8,11 +8,10 @@ by what the whole update holds, so neither the number of processes nor that of p
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,14 +21,15 @@ from fast.matching import NO_OBJECT_WEIGHT, Objects, SetLoss
 from ..common.distributed import Ranks
 from ..common.errors import UserError
 from ..config.segmentation import Config
-from ..data.loader import BadImages, EvalKeys, accumulation, load
+from ..data.loader import BadImages, load
 from ..data.sample import Vocabulary
+from ..data.sampler import EvalKeys, PassKeys
 from ..data.segmentation import check_pictures, open_sets, pack_vocabulary
 from ..data.segmentation_dataset import Batch, EvalSamples, SegmentationSamples
 from ..engine.run import Run
 from ..inference.views import predict, prepare_views
-from ..metrics.classification import autocast
 from ..metrics.evaluator_list import create_judges
+from ..models.autocast import autocast
 from ..models.checkpoint import SEGMENTER
 from ..models.segmenter import build_model, build_optimizer, build_scheduler, peak_rate
 from ..models.weights import other_classes
@@ -55,42 +55,6 @@ class Shared(Batch):
     found: float
     weight: float
     update: int
-
-
-class PassKeys:
-    """The keys (pass, index) of this rank's batches, from one update of the run on.
-
-    Parameters
-    ----------
-    samples : SegmentationSamples
-    config : Config
-    ranks : Ranks
-    first, last : int
-        Updates of the run, the latter exclusive.
-    """
-
-    def __init__(self, samples: SegmentationSamples, config: Config, ranks: Ranks, first: int, last: int):
-        self.samples, self.config, self.ranks, self.updates = samples, config, ranks, range(first, last)
-        self.pieces, self.orders = accumulation(config, ranks), {}
-
-    def __len__(self):
-        return len(self.updates) * self.pieces
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        total, each = self.config.run.total_batch, self.config.run.batch_size
-        for update in self.updates:
-            mine = update * total + self.ranks.rank * self.pieces * each
-            for start in range(mine, mine + self.pieces * each, each):
-                yield [self.picture(place) for place in range(start, start + each)]
-
-    def picture(self, place: int) -> tuple[int, int]:
-        """Give the (pass, index) at a place of all passes one after the other."""
-        number, within = divmod(place, len(self.samples))
-        if number not in self.orders:
-            generator = np.random.default_rng([self.config.run.seed, number])
-            kept = {last: order for last, order in self.orders.items() if last == number - 1}
-            self.orders = kept | {number: self.samples.source.order(generator)}
-        return number, int(self.orders[number][within])
 
 
 class Segmentation(Task):

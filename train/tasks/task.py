@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..config.loader import Section
-from ..data.classification import Samples
+from ..config.section import Section
+from ..data.classification_dataset import Samples
 
 if TYPE_CHECKING:
     from ..engine.run import Run

@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..data.masks import area, box, decode, encode
 from ..data.sample import Sample, Vocabulary
-from ..inference.predictions import area, decode, encode
 from .tokens import bare, draw_tokens, stride_legend
 
 OPACITY = 0.5
@@ -65,12 +65,6 @@ def describe_segment(number: int, label: int, score: float | None, rle: dict, vo
         "box": box(decode(rle)),
         "segmentation": rle,
     }
-
-
-def box(mask: np.ndarray) -> list[int]:
-    """Give a mask's bounding box [x, y, width, height]."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1]
 
 
 def colour_of(number: int) -> np.ndarray:
@@ -136,7 +130,7 @@ def draw_result(picture: np.ndarray, segments: list[dict], stages: list[dict], i
     segments : list of dict
         Of ``list_segments``.
     stages : list of dict
-        Positions (n, 2) and strides (n,) of every stage, as ``train.show.find_tokens`` gives them.
+        Positions (n, 2) and strides (n,) of every stage, as ``train.inference.classification.find_tokens`` gives them.
     inner : tuple of int
         Height and width at which the network saw the picture.
     title : str
