@@ -21,8 +21,10 @@ from train.config.segmentation import Config
 from train.data.sampler import PassKeys
 from train.engine import loop as engine
 from train.engine.loop import train
+from train.engine.optimizer import build_optimizer, peak_rate
+from train.engine.scheduler import build_scheduler
 from train.models.checkpoint import read_file
-from train.models.segmenter import build_model, build_optimizer, build_scheduler, peak_rate
+from train.models.segmenter import build_model
 from train.tasks.segmentation import Segmentation
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +69,7 @@ def rates(config, updates):
     """Give the head's and the backbone's learning rate at some updates."""
     layers = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2), "decoder": torch.nn.Linear(2, 2)})
     optimizer = build_optimizer(layers, config)
-    scheduler, found = build_scheduler(optimizer, config), []
+    scheduler, found = build_scheduler(optimizer, config, 10), []
     for update in updates:
         scheduler.step_update(update)
         groups = {group["lr"] for group in optimizer.param_groups}
@@ -169,15 +171,15 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
 def test_loss_is_the_plain_one_in_float32_under_autocast():
     run = run_of(config_of("--run.amp", "bf16"))
     batch = run.train_set.collate([run.train_set[0, index] for index in range(3)])
-    (shared,) = run.task.share(run, [batch])
-    loss = engine.piece_loss(run, shared)
+    counts = engine.mean_counts(run, [batch])
+    loss = engine.piece_loss(run, batch, counts)
     loss.backward()
     assert loss.dtype == torch.float32 and all(p.grad.dtype == torch.float32 for p in run.model.parameters())
     run.task.criterion.points = 4000
     with torch.no_grad():
         output = run.model.eval()(batch.images)
         plain = [float(SetLoss(4000)(output, batch.objects)["loss"]) for _ in range(4)]
-        assert float(run.task.loss(run, output, shared)) == pytest.approx(np.mean(plain), rel=0.02)
+        assert float(run.task.loss(output, batch, run.done, counts)) == pytest.approx(np.mean(plain), rel=0.02)
     assert max(plain) < 1.02 * min(plain), "the points drawn matter little"
 
 
@@ -185,10 +187,9 @@ def test_pieces_of_an_update_know_what_all_of_it_holds():
     run = run_of(config_of())
     pieces = [run.train_set.collate([run.train_set[0, index] for index in pair]) for pair in ((0, 1), (2, 3))]
     counts = [len(each.labels) for piece in pieces for each in piece.objects]
-    for shared in run.task.share(run, pieces):
-        assert shared.found == sum(counts) / 2
-        assert shared.weight == pytest.approx((sum(counts) + NO_OBJECT_WEIGHT * (8 * 4 - sum(counts))) / 2)
-    assert run.task.share(run, [empty(pieces[0])])[0].found == 1
+    objects, weight = engine.mean_counts(run, pieces)
+    assert objects == sum(counts) / 2
+    assert weight == pytest.approx((sum(counts) + NO_OBJECT_WEIGHT * (8 * 4 - sum(counts))) / 2)
 
 
 @pytest.mark.parametrize("amp", ["off", "fp16"])
@@ -203,6 +204,7 @@ def test_updates_without_any_object_train_on(amp):
 
 
 NO_OBJECTS_ON_RANK_1 = """
+import os
 import sys
 from train.config.loader import load_config
 from train.common.distributed import Ranks
@@ -211,8 +213,10 @@ from train.config.segmentation import Config
 from train.tasks.segmentation import Segmentation
 from tests.seg_train_cases import empty
 class Poor(Segmentation):
-    def share(self, run, pieces):
-        return super().share(run, [empty(piece) for piece in pieces] if run.ranks.rank else pieces)
+    def counts(self, batch):
+        return super().counts(empty(batch) if os.environ["RANK"] == "1" else batch)
+    def targets(self, batch):
+        return super().targets(empty(batch) if os.environ["RANK"] == "1" else batch)
 config = load_config("digits_panoptic_smoke", sys.argv[1:], Config)
 train(config, task=Poor(config))
 """

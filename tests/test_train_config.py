@@ -10,7 +10,8 @@ from train.common.distributed import Ranks
 from train.common.errors import UserError
 from train.config.loader import config_names, load_config
 from train.config.segmentation import Config as SegmentConfig
-from train.models.classifier import build_optimizer, build_scheduler, peak_rate
+from train.engine.optimizer import build_optimizer, peak_rate
+from train.engine.scheduler import build_scheduler
 
 
 def test_every_config_loads_and_says_what_it_needs():
@@ -87,7 +88,7 @@ def test_peak_rate_follows_the_batch_and_shows_it():
 def test_schedule_has_the_published_numbers():
     config = load_config("imagenet_tiny")
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(2, 2))], lr=peak_rate(config)[0])
-    scheduler = build_scheduler(optimizer, config, updates=10)
+    scheduler = build_scheduler(optimizer, config, 10)
     rates = []
     for update in range(3001):
         scheduler.step_update(update)

@@ -12,13 +12,13 @@ from train.common.distributed import Ranks
 from train.common.errors import Interrupted, UserError
 from train.config.loader import load_config
 from train.engine import loop as engine
+from train.engine.layers import freeze, layer_depths
 from train.engine.loop import train
+from train.engine.optimizer import build_optimizer, peak_rate
 from train.engine.run import Run
+from train.engine.scheduler import build_scheduler
 from train.engine.state import set_training
-from train.models import segmenter
 from train.models.checkpoint import read_file
-from train.models.classifier import build_optimizer, build_scheduler
-from train.models.layers import freeze, layer_depths
 from train.tasks.classification import Classification
 from train.tasks.segmentation import Segmentation
 
@@ -136,7 +136,7 @@ def test_rates_of_a_classifier_fall_by_layer_at_every_update():
     freeze(model, config.optim.freeze)
     optimizer = build_optimizer(model, config)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    scheduler = build_scheduler(optimizer, config, updates=10)
+    scheduler = build_scheduler(optimizer, config, 10)
     for update, rate in ((0, 5e-7), (200, 4e-3), (3000, 5e-6)):
         scheduler.step_update(update)
         for name, parameter in model.named_parameters():
@@ -151,8 +151,8 @@ def test_rates_of_a_classifier_fall_by_layer_at_every_update():
 def test_rates_of_a_segmenter_fall_by_layer_within_the_backbone():
     config = config_of("--optim.layer_decay", 0.5, "--optim.backbone", 0.1, "--schedule.updates", 100)
     model = model_of()
-    depths, optimizer = layer_depths(model), segmenter.build_optimizer(model, config)
-    scheduler = segmenter.build_scheduler(optimizer, config)
+    depths, optimizer = layer_depths(model), build_optimizer(model, config)
+    scheduler = build_scheduler(optimizer, config, 10)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert len(groups) == len(depths)
     for update, left in ((0, 1.0), (50, 0.5**0.9)):
@@ -160,7 +160,7 @@ def test_rates_of_a_segmenter_fall_by_layer_within_the_backbone():
         for name, parameter in model.named_parameters():
             part = 0.1 if name.startswith("backbone.") else 1.0
             assert groups[id(parameter)]["lr"] == pytest.approx(1e-3 * part * left * 0.5 ** depths[name]), name
-    assert segmenter.peak_rate(config)[1].endswith("backbone x 0.1, x 0.5 for each layer below the head")
+    assert peak_rate(config)[1].endswith("backbone x 0.1, x 0.5 for each layer below the head")
 
 
 def test_stopped_and_resumed_equals_never_stopped(tmp_path, monkeypatch, capsys):

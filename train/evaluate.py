@@ -16,12 +16,11 @@ from .metrics.classification import evaluate
 from .models.pretrained import one_of
 from .models.trained import open_trained
 from .models.weights import head_of, other_classes, places_of, renumber
-from .tasks.classification import class_names
 
 
 def match_classes(model: nn.Module, samples: Samples, path: str) -> None:
     """Renumber a trained classifier as some data number the same names; refuse data with other names."""
-    wanted, known = class_names(samples), model.class_names
+    wanted, known = samples.class_names, model.class_names
     if not (wanted and known):
         return
     places = places_of(wanted, known)

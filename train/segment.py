@@ -21,7 +21,7 @@ from .engine.loop import train
 from .metrics.submission import create_writer
 from .models.checkpoint import SEGMENTER
 from .models.segmenter import build_model
-from .tasks.segmentation import Segmentation, class_names, evaluate
+from .tasks.segmentation import Segmentation, evaluate
 
 
 def main(arguments: list[str]) -> int:
@@ -51,7 +51,7 @@ def judge(config: Config, results: str | None) -> int:
     ranks = Ranks(config.run.device)
     try:
         samples = open_sets(config)[1]
-        source, model = samples.source, build_model(config, class_names(samples))
+        source, model = samples.source, build_model(config, samples.class_names)
         tasks = config.judge.tasks or [source.task]
         writers = {task: create_writer(task, Path(results), source.vocabulary) for task in tasks} if results else {}
 

@@ -181,13 +181,13 @@ class AblatedClassification(Classification):
         super().__init__(config)
         self.without, self.shared = without, shared
 
-    def open_sets(self, config: base.Config):
+    def datasets(self):
         """Open the pictures, or take those of the row before."""
-        return self.shared.open(self.kind, config.run.seed, partial(super().open_sets, config))
+        return self.shared.open(self.kind, self.config.run.seed, super().datasets)
 
-    def build_model(self, config: base.Config, train_set) -> nn.Module:
-        """Make the config's network, then take out what it is to do without."""
-        return take_out(widen_weights(super().build_model(config, train_set)), self.without)
+    def model(self, train_set) -> nn.Module:
+        """Create the config's network, then take out what it is to do without."""
+        return take_out(widen_weights(super().model(train_set)), self.without)
 
 
 class AblatedSegmentation(Segmentation):
@@ -207,15 +207,15 @@ class AblatedSegmentation(Segmentation):
         super().__init__(config)
         self.without, self.shared, self.backbone = without, shared, backbone
 
-    def open_sets(self, config: Config):
+    def datasets(self):
         """Open the pictures, or take those of the row before."""
-        sets = self.shared.open(self.kind, config.run.seed, partial(open_one_class, config))
-        config.model.num_classes = sets[0].source.vocabulary.num_classes
+        sets = self.shared.open(self.kind, self.config.run.seed, partial(open_one_class, self.config))
+        self.config.model.num_classes = sets[0].source.vocabulary.num_classes
         return sets
 
-    def build_model(self, config: Config, train_set) -> nn.Module:
-        """Make the config's segmenter, take out what it is to do without, and fill the backbone."""
-        model = take_out(super().build_model(config, train_set), self.without)
+    def model(self, train_set) -> nn.Module:
+        """Create the config's segmenter, take out what it is to do without, and fill the backbone."""
+        model = take_out(super().model(train_set), self.without)
         load_backbone(model, str(self.backbone))
         return model
 

@@ -7,7 +7,7 @@ the order of one epoch. ``Samples`` puts transforms and the care for unreadable 
 import random
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,9 +41,15 @@ class Batch:
     asked: list[int]
     used: list[int]
 
-    def pinned(self) -> "Batch":
-        """Copy into pinned memory, from which copies to a GPU overlap with computing."""
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.asked, self.used)
+    def pin_memory(self) -> "Batch":
+        """Copy into pinned memory, from which copies to a GPU overlap with computing; the loader calls it."""
+        images = None if self.images is None else self.images.pin_memory()
+        return replace(self, images=images, labels=self.labels.pin_memory())
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to a device."""
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels))
+        return replace(self, images=images, labels=labels)
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -71,12 +77,23 @@ class Samples(Dataset):
     """
 
     collate = staticmethod(collate)
+    notes: tuple[str, ...] = ()  # what the user should know of the data
 
     def __init__(self, source, transform, seed: int, on_bad_image: str):
         self.source, self.transform, self.seed, self.on_bad_image = source, transform, seed, on_bad_image
 
     def __len__(self):
         return len(self.source)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of their numbers; None where the data have numbers only."""
+        names = getattr(self.source, "classes", None)
+        return list(names) if names else None
+
+    def describe(self) -> str:
+        """Return what the images are for, in words."""
+        return f"{self.source.num_classes} classes"
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, asked = key

@@ -45,6 +45,7 @@ def load(samples: Samples, keys, config: Section, cuda: bool) -> Iterator[Batch]
         collate_fn=samples.collate,
         worker_init_fn=leave_signals_to_parent,
         multiprocessing_context=method if config.data.workers else None,
+        pin_memory=cuda,  # by the batch's own pin_memory
         generator=Generator(),  # its own, so that opening a loader draws nothing from the run's generator
     )
     with signals_blocked():
@@ -53,7 +54,7 @@ def load(samples: Samples, keys, config: Section, cuda: bool) -> Iterator[Batch]
         for batch in batches:
             if batch.images is None:
                 raise unreadable(samples, batch)
-            yield batch.pinned() if cuda else batch
+            yield batch
     finally:
         del batches  # ends the loader processes now, not when a traceback that holds this frame goes
 

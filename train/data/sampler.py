@@ -3,6 +3,9 @@
 Epoch e's order is a function of (seed, e). Update t of the epoch takes images t T ... (t + 1) T - 1 of it, T being the
 total batch; rank r takes the r-th part, in pieces of ``batch_size`` where gradients are accumulated. So the images of
 an update depend neither on the number of processes nor on where a run was resumed.
+
+A segmenter's pictures come in passes, pass p's order being a function of (seed, p); update t of the run takes the
+pictures t T ... (t + 1) T - 1 of all passes one after the other.
 """
 
 from collections.abc import Iterator

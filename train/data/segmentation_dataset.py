@@ -36,10 +36,20 @@ class Batch:
     asked: list[int]
     used: list[int]
 
-    def pinned(self) -> "Batch":
-        """Copy into pinned memory, from which copies to a GPU overlap with computing."""
+    def pin_memory(self) -> "Batch":
+        """Copy into pinned memory, from which copies to a GPU overlap with computing; the loader calls it."""
+        if self.images is None:
+            return self
         objects = [Objects(each.labels.pin_memory(), each.masks.pin_memory()) for each in self.objects]
         return replace(self, images=self.images.pin_memory(), objects=objects)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to a device."""
+        objects = [
+            Objects(each.labels.to(device, non_blocking=True), each.masks.to(device, non_blocking=True))
+            for each in self.objects
+        ]
+        return replace(self, images=self.images.to(device, non_blocking=True), objects=objects)
 
 
 def collate(items: list[Item]) -> Batch:
@@ -69,6 +79,22 @@ class SegmentationSamples(Samples):
 
     collate = staticmethod(collate)
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of their labels."""
+        return [each.name for each in self.source.vocabulary.classes]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the data."""
+        return tuple(getattr(self.source, "notes", ()))
+
+    def describe(self) -> str:
+        """Return what the pictures are for, in words."""
+        vocabulary = self.source.vocabulary
+        classes = f"{vocabulary.num_classes} classes ({len(vocabulary.things)} countable)"
+        return f"{self.source.task} segmentation, {classes}"
+
     def __getitem__(self, key: tuple[int, int]) -> Item:
         found = super().__getitem__(key)
         image, objects = found.image or (None, None)
@@ -93,8 +119,10 @@ class EvalBatch:
     asked: list[int]
     used: list[int]
 
-    def pinned(self) -> "EvalBatch":
-        """Copy into pinned memory, from which copies to a GPU overlap with computing."""
+    def pin_memory(self) -> "EvalBatch":
+        """Copy into pinned memory, from which copies to a GPU overlap with computing; the loader calls it."""
+        if self.images is None:
+            return self
         return replace(self, images=replace(self.images, image=self.images.image.pin_memory()))
 
 

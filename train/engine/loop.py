@@ -18,10 +18,11 @@ from ..config.section import Section
 from ..data.loader import grouped, load
 from ..models.autocast import autocast
 from ..models.checkpoint import LAST, PREVIOUS
-from ..models.layers import describe_frozen
 from ..tasks.classification import Classification
 from ..tasks.task import Task
+from .layers import describe_frozen
 from .log import Log, Pace
+from .optimizer import peak_rate
 from .run import Run
 from .state import set_training
 
@@ -70,17 +71,21 @@ def train(config: Section, resume: Path | None = None, task: Task | None = None)
 
 def introduce(run: Run, log: Log, resume: Path | None) -> None:
     """Say what is about to be trained, and how the learning rate and the batch came about."""
-    config, section, task = run.config, run.config.run, run.task
+    config, section = run.config, run.config.run
     size = sum(parameter.numel() for parameter in run.model.parameters())
     log.say(f"{config.model.name}: {size:,} parameters on {run.ranks.device}, {run.ranks.size} process(es)")
-    for line in [*describe_frozen(run.model, config.optim.freeze), *task.describe_plan(run)]:
+    for line in describe_frozen(run.model, config.optim.freeze):
         log.say(line)
+    counts = f"{len(run.train_set):,} training and {len(run.val_set):,} validation images"
+    log.say(f"{counts}, {run.train_set.describe()}; {run.progress.describe()}")
+    for note in dict.fromkeys([*run.train_set.notes, *run.val_set.notes]):
+        log.say(f"note: {note}")
     log.say(
         f"total batch {section.total_batch} = {section.batch_size} x {run.ranks.size} process(es) x {run.pieces} "
-        f"piece(s); {task.peak_rate(config)[1]}"
+        f"piece(s); {peak_rate(config)[1]}"
     )
     if resume:
-        place, goal = task.place(run)
+        place, goal = run.place
         log.say(f"resumed {resume} at {place} of {goal}")
         for note in run.notes:
             log.say(f"note: {note}")
@@ -111,12 +116,12 @@ def conclude(run: Run, log: Log) -> None:
 
 def train_epoch(run: Run, log: Log, pace: Pace) -> None:
     """Make the updates that are left of an epoch."""
-    section, every = run.config.run, run.task.epochs_between(run.config)
-    keys = run.task.keys(run)
+    section, every = run.config.run, run.progress.epochs_between
+    sampler = run.progress.sampler(run.ranks, run.epoch, run.step)
     set_training(run.model, section.batch_norm)
-    log.start_bar(*run.task.place(run), run.step)
+    log.start_bar(*run.place, run.step)
     cuda = run.ranks.device.type == "cuda"
-    for pieces in grouped(load(run.train_set, keys, run.config, cuda), run.pieces):
+    for pieces in grouped(load(run.train_set, sampler, run.config, cuda), run.pieces):
         report_bad(run, log, pieces)
         rate = run.rate
         loss, norm, stopped = update(run, pieces)
@@ -124,7 +129,7 @@ def train_epoch(run: Run, log: Log, pace: Pace) -> None:
         run.owed = run.at_end and ((run.epoch + 1) % every == 0 or run.done == run.total)
         pace.step()
         log.advance(loss=f"{loss:.3f}", lr=f"{rate:.2e}", images_s=f"{pace.images_per_second:.1f}", left=pace.time_left)
-        if run.done % section.log_every == 0 or run.step == run.updates or run.done == run.total:
+        if run.done % section.log_every == 0 or run.step == run.progress.epoch_steps or run.done == run.total:
             report(run, log, pace, loss, norm, rate)
         if stopped:
             leave(run)
@@ -151,11 +156,11 @@ def update(run: Run, pieces: list) -> tuple[float, float, bool]:
     stopped : bool
         Whether any rank was asked to stop.
     """
-    total = torch.zeros((), device=run.ranks.device)
-    for number, batch in enumerate(run.task.share(run, pieces), start=1):
+    total, counts = torch.zeros((), device=run.ranks.device), mean_counts(run, pieces)
+    for number, batch in enumerate(pieces, start=1):
         last = number == len(pieces)
         with nullcontext() if last or run.ranks.size == 1 else run.forward.no_sync():
-            loss = piece_loss(run, batch) / len(pieces)
+            loss = piece_loss(run, batch, counts) / len(pieces)
             run.scaler.scale(loss).backward()
         total += loss.detach()
     mean, stop = run.ranks.sums([total.item() / run.ranks.size, run.stop.signal is not None])
@@ -174,12 +179,18 @@ def update(run: Run, pieces: list) -> tuple[float, float, bool]:
     return mean, norm, stop > 0
 
 
-def piece_loss(run: Run, batch) -> torch.Tensor:
+def mean_counts(run: Run, pieces: list) -> list[float]:
+    """Compute the mean over all ranks' pieces of what the task counts in each; every rank must call it."""
+    counts = [sum(values) for values in zip(*map(run.task.counts, pieces), strict=True)]
+    return [total / (len(pieces) * run.ranks.size) for total in run.ranks.sums(counts)] if counts else []
+
+
+def piece_loss(run: Run, batch, counts: list[float]) -> torch.Tensor:
     """Compute the mean loss of a piece of the batch."""
-    images, targets = run.task.targets(run, batch)
+    images, targets = run.task.targets(batch.to(run.ranks.device))
     with autocast(run.config, run.ranks):
         output = run.forward(images)
-    return run.task.loss(run, output, targets)
+    return run.task.loss(output, targets, run.done, counts)
 
 
 def not_finite(run: Run, what: str, value: float, pieces: list) -> UserError:
@@ -192,7 +203,7 @@ def not_finite(run: Run, what: str, value: float, pieces: list) -> UserError:
         with writing(path):
             path.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return UserError(
-        f"{what} is {value} at {run.task.place(run)[0]} (learning rate {run.rate:g}); nothing was "
+        f"{what} is {value} at {run.place[0]} (learning rate {run.rate:g}); nothing was "
         f"updated; the batch's images are listed in {path}; try a lower --optim.lr or --run.amp off"
     )
 
@@ -210,7 +221,7 @@ def report(run: Run, log: Log, pace: Pace, loss: float, norm: float, rate: float
     values = {"epoch": run.epoch + 1, "loss": loss, "lr": rate, "grad_norm": shown, "images_per_s": speed}
     log.record("train", run.done, **values, bad_images=bad)
     if log.bar.disable:
-        place, goal = run.task.place(run)
+        place, goal = run.place
         log.say(f"{place} of {goal}: loss {loss:.3f} lr {rate:.2e} {speed:.1f} images/s, {pace.time_left} left")
 
 
@@ -219,11 +230,13 @@ def judge(run: Run, log: Log) -> None:
     networks = {"": run.model} | ({"ema_": run.ema.module} if run.ema else {})
     values, alone = {}, run.ranks.size == 1
     for prefix, network in networks.items():
-        result = run.task.evaluate(run, network, log.say, lambda: alone and run.stop.signal is not None)
+        result = run.task.evaluate(
+            network, run.val_set, run.ranks, log.say, lambda: alone and run.stop.signal is not None
+        )
         if run.ranks.sums([run.stop.signal is not None])[0]:
             leave(run)
         values |= {prefix + name: value for name, value in result.items()}
-        score = run.task.score(result)
+        score = result.get(run.task.metric_name) or 0.0
         if prefix or not run.ema:
             better = score >= run.best
             run.best = max(run.best, score)
@@ -231,13 +244,25 @@ def judge(run: Run, log: Log) -> None:
                 run.save_best(network)
     run.last = values
     log.record("eval", run.done, epoch=run.epoch + 1, **values)
-    log.say(f"{run.task.place(run)[0]}: {run.task.describe_scores(values, run.best)}")
+    log.say(f"{run.place[0]}: {describe_scores(run.task, values, run.best)}")
+
+
+def describe_scores(task: Task, values: dict, best: float) -> str:
+    """Return an evaluation (the averaged weights' numbers start with ema_) and the best score in words."""
+    shown = ", ".join(
+        f"{prefix}{name} {task.percent * values[prefix + name]:.2f} %"
+        for prefix in ("", "ema_")
+        for name in task.shown
+        if values.get(prefix + name) is not None
+    )
+    nothing = "nothing to score" if values else "no validation image could be read"
+    return f"{shown or nothing}; best {task.metric_name} {task.percent * best:.2f} %"
 
 
 def leave(run: Run) -> None:
     """Save and stop, saying how to go on."""
     run.save()
-    raise stopped(run, f"at {' of '.join(map(str, run.task.place(run)))}, and saved {run.folder / LAST}")
+    raise stopped(run, f"at {' of '.join(map(str, run.place))}, and saved {run.folder / LAST}")
 
 
 def stop_at_once(run: Run) -> Interrupted:

@@ -15,9 +15,12 @@ from ..config.section import Section
 from ..data.loader import BadImages
 from ..data.sampler import accumulation
 from ..models.checkpoint import BEST, LAST, RESUMED, read_file, write_file
-from ..models.layers import freeze
-from ..models.weights import load_strictly
+from ..models.weights import known_classes, load_strictly, other_classes
 from ..tasks.task import Task
+from .layers import freeze
+from .optimizer import build_optimizer
+from .progress import build_progress
+from .scheduler import build_scheduler
 from .state import random_states, seed_everything, set_batch_norm, set_optimizer, set_random_states
 
 
@@ -84,17 +87,16 @@ class Run:
         config, ranks = self.config, self.ranks
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        self.train_set, self.val_set = self.task.open_sets(config)
-        self.pieces, self.updates = accumulation(config, ranks), self.task.epoch_length(config, self.train_set)
-        self.total = self.task.total_updates(config, self.updates)
+        self.train_set, self.val_set = self.task.datasets()
+        self.pieces, self.progress = accumulation(config, ranks), build_progress(config, self.train_set)
         seed_everything(config.run.seed, 0)
-        model = self.task.build_model(config, self.train_set)
+        model = self.task.model(self.train_set)
         self.model = set_batch_norm(model, config.run.batch_norm, ranks).to(ranks.device)
         freeze(self.model, config.optim.freeze)
         seed_everything(config.run.seed, ranks.rank)
         self.ema = ModelEmaV3(self.model, config.run.ema) if config.run.ema else None
-        self.optimizer = self.task.build_optimizer(self.model, config)
-        self.scheduler = self.task.build_scheduler(self.optimizer, config, self.updates)
+        self.optimizer = build_optimizer(self.model, config)
+        self.scheduler = build_scheduler(self.optimizer, config, self.progress.epoch_steps)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.run.amp == "fp16")
         self.bad = BadImages(self.train_set)
         compiled = torch.compile(self.model, fullgraph=True) if config.run.compile else self.model
@@ -103,12 +105,22 @@ class Run:
     @property
     def done(self) -> int:
         """Updates done since the run began."""
-        return min(self.total, self.epoch * self.updates) + self.step
+        return self.progress.done(self.epoch, self.step)
+
+    @property
+    def total(self) -> int:
+        """Updates of the whole run."""
+        return self.progress.total
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where the run is, as "epoch 1, update 5", and of how many updates that is."""
+        return self.progress.place(self.epoch, self.step)
 
     @property
     def at_end(self) -> bool:
         """Whether all updates of the epoch are made."""
-        return self.step == self.updates or self.done == self.total
+        return self.step == self.progress.epoch_steps or self.done == self.total
 
     @property
     def folder(self) -> Path:
@@ -136,7 +148,8 @@ class Run:
         config = self.config.model_dump(mode="json")
         place = {"kind": self.task.kind, "config": config, "epoch": self.epoch, "step": self.step, "owed": self.owed}
         place["images"] = len(self.train_set)
-        return place | self.task.facts(self)
+        place |= self.progress.checkpoint_fields(self.epoch, self.step)
+        return place | self.task.checkpoint_fields(self.val_set)
 
     def save(self) -> None:
         """Write last.pt."""
@@ -161,8 +174,8 @@ class Run:
         state = read_file(path, self.task.kind)
         if "optimizer" not in state:
             raise UserError(f"{path} holds weights only: resume from {LAST}, or start from it by --model.init {path}")
-        state = read_file(path, self.task.kind, (*RESUMED, *self.task.needs))
-        self.task.check_classes(self, state, path)
+        state = read_file(path, self.task.kind, (*RESUMED, *self.progress.needs, *self.task.needs))
+        self.check_classes(state, path)
         self.check_layers(state["config"].get("optim", {}), path)
         load_strictly(self.model, state["model"], path)
         if self.ema and state["ema"]:
@@ -184,16 +197,23 @@ class Run:
             self.notes.append(
                 f"{path} was trained on {then:,} images, and there are {now:,} now: their order is another"
             )
-        self.epoch, self.step = self.task.restore_place(self, state)
-        if self.step > self.updates or self.epoch * self.updates + self.step > self.total:
+        self.epoch, self.step = self.progress.restore(state)
+        steps = self.progress.epoch_steps
+        if self.step > steps or self.epoch * steps + self.step > self.total:
             raise UserError(
-                f"{path} was saved at {self.task.place(self)[0]}, but there are {self.updates} updates in an epoch and "
+                f"{path} was saved at {self.place[0]}, but there are {steps} updates in an epoch and "
                 f"{self.total} in all now: go on with as many images, the same --run.total_batch and as long a "
                 f"schedule, or start from its weights by --model.init {path}"
             )
         if self.owed and not self.step and self.epoch:  # the evaluation at an epoch's end comes before the next epoch
-            self.epoch, self.step = self.epoch - 1, self.updates
+            self.epoch, self.step = self.epoch - 1, steps
         self.scheduler.step_update(self.done)  # the schedule has no memory: updates done and the config say all
+
+    def check_classes(self, state: dict, path: Path) -> None:
+        """Refuse the checkpoint of a run whose data had other classes, or numbered them differently."""
+        known, wanted = known_classes(state), self.train_set.class_names
+        if known and wanted and known != wanted:
+            raise other_classes(path, known, wanted, "go on with the same data, or start anew from --model.init")
 
     def check_layers(self, saved: dict, path: Path) -> None:
         """Refuse the optimiser of a run that trained other parameters, or grouped them differently."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..common.distributed import Ranks
 from ..common.errors import UserError, one_line
-from ..models.layers import is_frozen
+from .layers import is_frozen
 
 
 def random_states() -> dict:

@@ -2,17 +2,14 @@
 
 from pathlib import Path
 
-import torch
-from timm.scheduler import MultiStepLRScheduler, PolyLRScheduler
 from torch import nn
 
 from ..common.errors import UserError, one_line
 from ..config.segmentation import Config, Model
 from .checkpoint import KIND, SEGMENTER, TRAINED, read_file
 from .classifier import draw_weights
-from .layers import describe_decay, layer_depths
 from .pretrained import resolve
-from .weights import kind_of, other_classes, places_of, read_official, renumber, weights_of
+from .weights import kind_of, known_classes, other_classes, places_of, read_official, renumber, weights_of
 
 CLASSIFIER = ("decoder.class_head.weight", "decoder.class_head.bias")
 BACKBONE = "backbone."
@@ -73,8 +70,7 @@ def read_weights(path: str) -> tuple[dict, list[str] | None]:
     """Read a segmenter's weights, of train.segment or official, under our names, and its classes' names if known."""
     if kind_of(path) == SEGMENTER:
         state = read_file(Path(path), SEGMENTER, TRAINED)
-        vocabulary = state.get("vocabulary")
-        return weights_of(state), vocabulary and [each["name"] for each in vocabulary["classes"]]
+        return weights_of(state), known_classes(state)
     weights = read_official(path)
     if not any(name.startswith(BACKBONE) for name in weights):
         raise UserError(f"{path} holds a classifier, not a segmenter: pass it as --model.backbone_init {path}")
@@ -152,49 +148,3 @@ def load_backbone(model: nn.Module, path: str) -> None:
     weights = inner or {name: value for name, value in weights.items() if not name.startswith(("norm.", "head."))}
     own = {f"norms.{name}": value for name, value in model.backbone.norms.state_dict().items()}
     load_strictly(model.backbone, own | weights, path)
-
-
-def peak_rate(config: Config) -> tuple[float, str]:
-    """Give the peak learning rate, and the arithmetic that led to it in words."""
-    optim, total = config.optim, config.run.total_batch
-    part = f", backbone x {optim.backbone:g}{describe_decay(optim.layer_decay)}"
-    if optim.lr is not None:
-        return optim.lr, f"learning rate {optim.lr:g} as given{part}"
-    rate = optim.lr_per_batch * total / optim.batch
-    return rate, f"learning rate {optim.lr_per_batch:g} x {total} / {optim.batch} = {rate:g}{part}"
-
-
-def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Create AdamW with four groups: head and backbone, each with and without weight decay; more for layers if asked.
-
-    Norms, 1-D parameters and embeddings (queries', levels') are not decayed.
-    """
-    rate, decay, layer_decay = peak_rate(config)[0], config.optim.weight_decay, config.optim.layer_decay
-    depths = {} if layer_decay is None else layer_depths(model)
-    spared = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-    groups = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        free = parameter.ndim < 2 or name in spared or name.endswith("level_embedding")
-        inside = name.startswith(BACKBONE)
-        key = (inside, free, depths.get(name, 0))
-        group = {"lr": rate * (config.optim.backbone if inside else 1), "weight_decay": 0.0 if free else decay}
-        if depths:
-            group["lr_scale"] = layer_decay ** depths[name]
-        groups.setdefault(key, group | {"params": []})["params"].append(parameter)
-    return torch.optim.AdamW([groups[key] for key in sorted(groups)], betas=config.optim.betas, fused=True)
-
-
-def build_scheduler(optimizer: torch.optim.Optimizer, config: Config):
-    """Create timm's schedule, counted in updates: warm-up if there is one, then poly or steps.
-
-    Steps are counted from the run's first update. timm lets a step act one update early, which is put right here.
-    """
-    schedule = config.schedule
-    warmup = {"warmup_t": schedule.warmup_updates, "warmup_lr_init": schedule.warmup_lr, "t_in_epochs": False}
-    if schedule.kind == "steps":
-        late = [step + 1 for step in schedule.steps]
-        return MultiStepLRScheduler(optimizer, late, schedule.factor, warmup_prefix=False, **warmup)
-    rest = max(1, schedule.updates - schedule.warmup_updates)
-    return PolyLRScheduler(optimizer, rest, schedule.power, lr_min=0.0, warmup_prefix=True, **warmup)

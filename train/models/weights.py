@@ -14,6 +14,12 @@ def weights_of(state: dict) -> dict:
     return state.get("ema") or state["model"]
 
 
+def known_classes(state: dict) -> list[str] | None:
+    """Return the names of the classes of a checkpoint's data; None where it has none."""
+    vocabulary = state.get("vocabulary")
+    return [each["name"] for each in vocabulary["classes"]] if vocabulary else state.get("classes")
+
+
 def read_official(path: str) -> dict:
     """Read an official checkpoint and rename its keys, never running code from it."""
     import fast.checkpoints

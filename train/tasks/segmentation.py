@@ -1,60 +1,35 @@
-"""Segmentation as a task of the common machinery (:mod:`train.tasks.task`).
+"""Segmentation: pictures with masks.
 
-Epochs are what lies between two evaluations: ``run.eval_every`` updates. Pictures come in passes, pass p's order being
-a function of (seed, p); update t of the run takes the pictures t T ... (t + 1) T - 1 of all passes one after the other,
-T being the total batch. The points at which masks are compared depend on (seed, update, picture), and sums are divided
-by what the whole update holds, so neither the number of processes nor that of pieces changes a result.
+The points at which masks are compared depend on (seed, step, picture), and sums are divided by what the whole step
+holds, so neither the number of processes nor that of batches a step changes a result.
 """
 
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from fast import SegmenterOutput
-from fast.matching import NO_OBJECT_WEIGHT, Objects, SetLoss
+from fast.matching import NO_OBJECT_WEIGHT, SetLoss
 
 from ..common.distributed import Ranks
 from ..common.errors import UserError
 from ..config.segmentation import Config
 from ..data.loader import BadImages, load
 from ..data.sample import Vocabulary
-from ..data.sampler import EvalKeys, PassKeys
+from ..data.sampler import EvalKeys
 from ..data.segmentation import check_pictures, open_sets, pack_vocabulary
 from ..data.segmentation_dataset import Batch, EvalSamples, SegmentationSamples
-from ..engine.run import Run
 from ..inference.views import predict, prepare_views
 from ..metrics.evaluator_list import create_judges
 from ..models.autocast import autocast
 from ..models.checkpoint import SEGMENTER
-from ..models.segmenter import build_model, build_optimizer, build_scheduler, peak_rate
-from ..models.weights import other_classes
+from ..models.segmenter import build_model
 from .task import Task
 
 SCORES = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}
-
-
-@dataclass
-class Shared(Batch):
-    """A piece of an update that knows what the mean piece of the update holds.
-
-    Attributes
-    ----------
-    found : float
-        Objects.
-    weight : float
-        Weight of all queries in the class loss: 1 for a matched one, less for others.
-    update : int
-        Number of the update.
-    """
-
-    found: float
-    weight: float
-    update: int
 
 
 class Segmentation(Task):
@@ -65,130 +40,48 @@ class Segmentation(Task):
     config : Config
     """
 
-    kind, command, needs = SEGMENTER, "train.segment", ("done", "vocabulary", "task")
+    kind, command, config_type, needs = SEGMENTER, "train.segment", Config, ("vocabulary", "task")
+    metric_name, shown = "score", ("PQ", "AP", "AP_small", "mIoU")
 
     def __init__(self, config: Config):
-        self.criterion = SetLoss(config.loss.points)
+        super().__init__(config)
+        self.criterion, self.num_queries = SetLoss(config.loss.points), None
 
-    def open_sets(self, config: Config) -> tuple[SegmentationSamples, EvalSamples]:
+    def datasets(self) -> tuple[SegmentationSamples, EvalSamples]:
         """Open the pictures; the config's number of classes is taken from them if it is open."""
-        sets = open_sets(config)
+        sets = open_sets(self.config)
         for samples in sets:
             check_pictures(samples.source, samples.on_bad_image)
         return sets
 
-    def build_model(self, config: Config, train_set: SegmentationSamples) -> nn.Module:
-        """Make the config's segmenter."""
-        return build_model(config, class_names(train_set))
+    def model(self, train_set: SegmentationSamples) -> nn.Module:
+        """Create the config's segmenter."""
+        model = build_model(self.config, train_set.class_names)
+        self.num_queries = model.config.num_queries
+        return model
 
-    def build_optimizer(self, model: nn.Module, config: Config) -> torch.optim.Optimizer:
-        """Make AdamW with the backbone's own rate."""
-        return build_optimizer(model, config)
+    def counts(self, batch: Batch) -> list[float]:
+        """Return the number of objects, and the weight of all queries in the class loss."""
+        objects = [len(each.labels) for each in batch.objects]
+        return [sum(objects), sum(class_weight(count, self.num_queries) for count in objects)]
 
-    def peak_rate(self, config: Config) -> tuple[float, str]:
-        """Give the peak learning rate for the config's batch."""
-        return peak_rate(config)
+    def loss(self, output: SegmenterOutput, targets: Batch, step: int, counts: list[float]) -> torch.Tensor:
+        """Sum the pictures' losses, in float32; a step without any object counts as one with one."""
+        keys = (zlib.crc32(repr((self.config.run.seed, step, index)).encode()) for index in targets.asked)
+        generators = [torch.Generator(targets.images.device).manual_seed(key) for key in keys]
+        objects, weight = counts
+        return self.criterion(output, targets.objects, objects or 1.0, generators, weight)["loss"]
 
-    def build_scheduler(self, optimizer: torch.optim.Optimizer, config: Config, updates: int):
-        """Make the poly or step schedule."""
-        return build_scheduler(optimizer, config)
+    def evaluate(
+        self, model: nn.Module, samples: EvalSamples, ranks: Ranks, say: Callable[[str], None], stop: Callable[[], bool]
+    ) -> dict:
+        """Compute the official scores."""
+        return evaluate(model, samples, self.config, ranks, say, stop)
 
-    def epoch_length(self, config: Config, train_set: SegmentationSamples) -> int:
-        """Count the updates between evaluations."""
-        return min(config.run.eval_every, config.schedule.updates)
-
-    def total_updates(self, config: Config, updates: int) -> int:
-        """Give the schedule's updates."""
-        return config.schedule.updates
-
-    def keys(self, run: Run) -> PassKeys:
-        """Give the keys of the batches left until the next evaluation."""
-        end = min(run.total, (run.epoch + 1) * run.updates)
-        return PassKeys(run.train_set, run.config, run.ranks, run.done, end)
-
-    def describe_plan(self, run: Run) -> list[str]:
-        """Say how many pictures, classes and updates there are."""
-        source, passes = run.train_set.source, run.total * run.config.run.total_batch / len(run.train_set)
-        counts = f"{len(run.train_set):,} training and {len(run.val_set):,} validation pictures"
-        classes = f"{source.vocabulary.num_classes} classes ({len(source.vocabulary.things)} countable)"
-        sources = (source, run.val_set.source)
-        notes = dict.fromkeys(f"note: {note}" for each in sources for note in getattr(each, "notes", ()))
-        return [
-            f"{counts} for {source.task} segmentation, {classes}; {run.total:,} updates ({passes:.1f} passes)",
-            *notes,
-        ]
-
-    def place(self, run: Run) -> tuple[str, int]:
-        """Count updates of the whole run."""
-        return f"update {run.done}", run.total
-
-    def restore_place(self, run: Run, state: dict) -> tuple[int, int]:
-        """Go on at the same update, also if evaluations come at other ones now."""
-        return divmod(state["done"], run.updates)
-
-    def facts(self, run: Run) -> dict:
-        """Keep what a prediction needs to know of the data."""
-        source = run.val_set.source
-        return {"done": run.done, "task": source.task, "vocabulary": pack_vocabulary(source.vocabulary)}
-
-    def check_classes(self, run: Run, state: dict, path: Path) -> None:
-        """Refuse other names, or the same in another order."""
-        known, wanted = [each["name"] for each in state["vocabulary"]["classes"]], class_names(run.train_set)
-        if known != wanted:
-            raise other_classes(path, known, wanted, "go on with the same data, or start anew from --model.init")
-
-    def share(self, run: Run, pieces: list[Batch]) -> list[Shared]:
-        """Count the update's objects and queries over all ranks; an update without any object counts as one."""
-        queries = run.model.config.num_queries
-        counts = [len(each.labels) for batch in pieces for each in batch.objects]
-        weight = sum(class_weight(count, queries) for count in counts)
-        parts = len(pieces) * run.ranks.size
-        found, weight = (value / parts for value in run.ranks.sums([sum(counts), weight]))
-        found = max(found, 1 / parts)
-        return [
-            Shared(batch.images, batch.objects, batch.asked, batch.used, found, weight, run.done) for batch in pieces
-        ]
-
-    def targets(self, run: Run, batch: Shared) -> tuple[torch.Tensor, Shared]:
-        """Move images and masks to the device."""
-        device = run.ranks.device
-        images = batch.images.to(device, non_blocking=True)
-        moved = [
-            Objects(each.labels.to(device, non_blocking=True), each.masks.to(device, non_blocking=True))
-            for each in batch.objects
-        ]
-        return images, replace(batch, objects=moved)
-
-    def loss(self, run: Run, output: SegmenterOutput, targets: Shared) -> torch.Tensor:
-        """Sum the pictures' losses, in float32."""
-        keys = (zlib.crc32(repr((run.config.run.seed, targets.update, index)).encode()) for index in targets.asked)
-        generators = [torch.Generator(run.ranks.device).manual_seed(key) for key in keys]
-        return self.criterion(output, targets.objects, targets.found, generators, targets.weight)["loss"]
-
-    def evaluate(self, run: Run, model: nn.Module, say: Callable[[str], None], stop: Callable[[], bool]) -> dict:
-        """Judge by the official judges."""
-        return evaluate(model, run.val_set, run.config, run.ranks, say, stop)
-
-    def score(self, values: dict) -> float:
-        """Choose the main score, in percent."""
-        return values.get("score") or 0.0
-
-    def describe_scores(self, values: dict, best: float) -> str:
-        """Name the main scores in percent."""
-        names = ("PQ", "AP", "AP_small", "mIoU")
-        shown = ", ".join(
-            f"{prefix}{name} {values[prefix + name]:.2f}"
-            for prefix in ("", "ema_")
-            for name in names
-            if values.get(prefix + name) is not None
-        )
-        nothing = "nothing to score" if values else "no validation picture could be judged"
-        return f"{shown or nothing}; best {best:.2f} %"
-
-
-def class_names(samples) -> list[str]:
-    """Give the names of the classes in the order of their labels."""
-    return [each.name for each in samples.source.vocabulary.classes]
+    def checkpoint_fields(self, samples: EvalSamples) -> dict:
+        """Return what a prediction needs to know of the data."""
+        source = samples.source
+        return {"task": source.task, "vocabulary": pack_vocabulary(source.vocabulary)}
 
 
 def class_weight(objects: int, queries: int) -> float:

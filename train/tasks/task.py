@@ -1,24 +1,26 @@
-"""What a kind of training brings to the common machinery: its data, network, schedule, loss and judges."""
+"""What a kind of training brings: its data, network, loss and evaluation. It does not know the run."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..common.distributed import Ranks
 from ..config.section import Section
 from ..data.classification_dataset import Samples
-
-if TYPE_CHECKING:
-    from ..engine.run import Run
 
 
 class Task(ABC):
     """A kind of training: :class:`train.tasks.classification.Classification` or a segmenter's.
+
+    Parameters
+    ----------
+    config : Section
+        Of ``config_type``.
 
     Attributes
     ----------
@@ -26,90 +28,72 @@ class Task(ABC):
         What its checkpoints call themselves.
     command : str
         The command that trains it, as in ``python -m command``.
+    config_type : type
+        The sections of its configs.
+    metric_name : str
+        The value of an evaluation by which the best weights are kept.
+    shown : tuple of str
+        The values of an evaluation that are printed.
+    percent : float
+        What makes percents of them.
     needs : tuple of str
         Fields that its checkpoints must have besides those that all have.
     """
 
     kind: str
     command: str
+    config_type: type[Section]
+    metric_name: str
+    shown: tuple[str, ...]
+    percent: float = 1.0
     needs: tuple[str, ...] = ()
 
-    @abstractmethod
-    def open_sets(self, config: Section) -> tuple[Samples, Samples]:
-        """Open the training and validation images."""
+    def __init__(self, config: Section):
+        self.config = config
 
     @abstractmethod
-    def build_model(self, config: Section, train_set: Samples) -> nn.Module:
-        """Make the network with the weights that it starts from."""
+    def datasets(self) -> tuple[Samples, Samples]:
+        """Open the training and validation images; what the config leaves to the data is filled in."""
 
     @abstractmethod
-    def build_optimizer(self, model: nn.Module, config: Section) -> torch.optim.Optimizer:
-        """Make the optimiser."""
+    def model(self, train_set: Samples) -> nn.Module:
+        """Create the network with the weights that it starts from."""
+
+    def counts(self, batch) -> list[float]:
+        """Return what the loss divides by, counted in a batch; summed over all batches of a step before ``loss``."""
+        return []
+
+    def targets(self, batch) -> tuple[torch.Tensor, Any]:
+        """Return the network's input and what the loss compares its output with, of a batch on the device."""
+        return batch.images, batch
 
     @abstractmethod
-    def peak_rate(self, config: Section) -> tuple[float, str]:
-        """Give the peak learning rate, and the arithmetic that led to it in words."""
+    def loss(self, output, targets, step: int, counts: list[float]) -> torch.Tensor:
+        """Compute the loss of a batch, outside autocast.
+
+        Parameters
+        ----------
+        output : object
+            The network's.
+        targets : object
+            As ``targets`` returns them.
+        step : int
+            Steps done before this one.
+        counts : list of float
+            Mean of ``counts`` over the batches of the step, on all ranks.
+
+        Returns
+        -------
+        Tensor
+            float32, without dimensions.
+        """
 
     @abstractmethod
-    def build_scheduler(self, optimizer: torch.optim.Optimizer, config: Section, updates: int):
-        """Make one of timm's schedules, counted in updates; ``updates`` make an epoch."""
+    def evaluate(
+        self, model: nn.Module, samples: Samples, ranks: Ranks, say: Callable[[str], None], stop: Callable[[], bool]
+    ) -> dict:
+        """Compute the scores of a network on validation images; none if stopped or if no image could be read."""
 
     @abstractmethod
-    def epoch_length(self, config: Section, train_set: Samples) -> int:
-        """Give the updates of an epoch; its end is where evaluations are."""
-
-    def epochs_between(self, config: Section) -> int:
-        """Give the epochs from one evaluation to the next."""
-        return 1
-
-    @abstractmethod
-    def total_updates(self, config: Section, updates: int) -> int:
-        """Give the updates of a whole run, ``updates`` being an epoch's."""
-
-    @abstractmethod
-    def keys(self, run: Run):
-        """Give the (epoch, image) keys of this rank's batches that are left of the run's epoch."""
-
-    @abstractmethod
-    def describe_plan(self, run: Run) -> list[str]:
-        """Say in a line or two what will be trained on and for how long."""
-
-    @abstractmethod
-    def place(self, run: Run) -> tuple[str, int]:
-        """Say where a run is, as "epoch 1, update 5", and of how many updates that is."""
-
-    def restore_place(self, run: Run, state: dict) -> tuple[int, int]:
-        """Give the epochs done and updates done in the next one of a checkpoint."""
-        return state["epoch"], state["step"]
-
-    def facts(self, run: Run) -> dict:
-        """What a checkpoint must say besides its config and weights, as plain containers."""
-        return {}
-
-    @abstractmethod
-    def check_classes(self, run: Run, state: dict, path: Path) -> None:
-        """Refuse to go on from the checkpoint of a run whose data had other classes, or numbered them differently."""
-
-    def share(self, run: Run, pieces: list) -> list:
-        """Tell the pieces of an update what they must know of each other; every rank calls it."""
-        return pieces
-
-    @abstractmethod
-    def targets(self, run: Run, batch) -> tuple[torch.Tensor, Any]:
-        """Give a batch's images, and what the loss compares with the network's output, on the run's device."""
-
-    @abstractmethod
-    def loss(self, run: Run, output, targets) -> torch.Tensor:
-        """Give the loss of a piece of a batch; called outside autocast."""
-
-    @abstractmethod
-    def evaluate(self, run: Run, model: nn.Module, say: Callable[[str], None], stop: Callable[[], bool]) -> dict:
-        """Judge a network on the validation images; no numbers if stopped or if no image could be read."""
-
-    @abstractmethod
-    def score(self, values: dict) -> float:
-        """Choose from an evaluation the number by which the best weights are kept."""
-
-    @abstractmethod
-    def describe_scores(self, values: dict, best: float) -> str:
-        """Put an evaluation (the averaged weights' numbers start with ema_) and the best score into words."""
+    def checkpoint_fields(self, samples: Samples) -> dict:
+        """Return what a checkpoint must say of the data besides its config and weights, as plain containers."""
