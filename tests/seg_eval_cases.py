@@ -1,4 +1,4 @@
-"""Little vocabularies, samples and predictions for the tests of segmentation's judges."""
+"""Little vocabularies, samples and predictions for the tests of segmentation's evaluators."""
 
 from typing import NamedTuple
 
@@ -83,10 +83,10 @@ def city_sample(ids, name, task):
     return sample(masks, [label for _, label in known], name, crowd, ignore, ids.shape)
 
 
-def shaken(truth, seed):
-    """Masks and labels like the truth's: shifted by up to three pixels, some dropped, some of another class."""
+def shaken(target, seed):
+    """Masks and labels like the target's: shifted by up to three pixels, some dropped, some of another class."""
     rng = np.random.default_rng(seed)
-    kept = [k for k in range(len(truth.masks)) if rng.random() > 0.15]
-    masks = [np.roll(truth.masks[k], rng.integers(-3, 4, 2), (0, 1)) for k in kept]
-    labels = [int(truth.labels[k] if rng.random() > 0.15 else rng.choice(truth.labels)) for k in kept]
+    kept = [k for k in range(len(target.masks)) if rng.random() > 0.15]
+    masks = [np.roll(target.masks[k], rng.integers(-3, 4, 2), (0, 1)) for k in kept]
+    labels = [int(target.labels[k] if rng.random() > 0.15 else rng.choice(target.labels)) for k in kept]
     return masks, labels

@@ -16,7 +16,7 @@ from train.export import MOST_BYTES, MOST_SAMPLE_BYTES, UNWRITTEN
 from train.export import main as export
 from train.models.pretrained import read_header
 from train.release.card import SECTIONS
-from train.release.scores import judge_samples, samples_of
+from train.release.scores import evaluate_samples, samples_of
 from train.segment import main as segment
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|work|tmp|mnt|data|Users|workspace)/|[A-Z]:\\\\")
@@ -36,7 +36,7 @@ limits: Everything but squares.
 
 
 def squares(root):
-    """Write a COCO tree of one bright square a picture: 20 pictures to train on, 4 to judge."""
+    """Write a COCO tree of one bright square a picture: 20 pictures to train on, 4 to evaluator."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 20), ("val", 4)):
         (root / split).mkdir(parents=True)
@@ -59,7 +59,7 @@ def train_stand_ins(root):
     """Train a classifier of digits, a panoptic segmenter of them and one of squares; return checkpoints by name."""
     threads, data = torch.get_num_threads(), squares(root / "squares")
     short = ["--schedule.updates", "80", "--run.eval_every", "80", "--optim.lr", "5e-3", "--data.resize", "none"]
-    tasks = ["--data.task", "instance", "--judge.tasks", "[instance]"]
+    tasks = ["--data.task", "instance", "--evaluator.tasks", "[instance]"]
     runs = {
         "digits": (classify, ["--config", "digits_smoke"]),
         "scattered": (segment, ["--config", "digits_panoptic_smoke", "--run.ema", "0.5"]),
@@ -96,7 +96,7 @@ def check_shipped(name):
         assert UNWRITTEN not in text and not MACHINE_PATH.search(text)
     expected = facts["samples"]["scores"]
     assert facts["samples"]["pictures"] and expected
-    found = judge_samples(path)
+    found = evaluate_samples(path)
     for key, score in expected.items():
         assert score is None or abs(found[key] - score) <= TOLERANCE, (key, found[key], score)
         shown = f"{score:.2f}" if isinstance(score, float) else ""

@@ -1,4 +1,4 @@
-"""labelme's and Pascal VOC's data: read rightly, trained and judged on, or refused in one line that names the file."""
+"""labelme's and Pascal VOC's data: read, trained and evaluated on, or refused in one line that names the file."""
 
 import json
 
@@ -345,10 +345,10 @@ def test_they_train_and_each_class_is_scored(tmp_path, kind):
         2,
     ]
     options += ["--schedule.updates", 2, "--run.eval_every", 2, "--data.resize", "none"]
-    run = fit(tmp_path / "run", *options, "--data.task", "instance", "--judge.tasks", "[instance]")
+    run = fit(tmp_path / "run", *options, "--data.task", "instance", "--evaluator.tasks", "[instance]")
     assert "AP" in run.last["per_class"]["cat"] and run.last["bad_images"] == 0
     if kind == "voc":
         voc_masks(root)
-    run = fit(tmp_path / "other", *options, "--data.task", "semantic", "--judge.tasks", "[semantic]")
+    run = fit(tmp_path / "other", *options, "--data.task", "semantic", "--evaluator.tasks", "[semantic]")
     assert "IoU" in run.last["per_class"]["cat"] and "IoU" in run.last["per_class"]["background"]
     assert run.last["images"] == 1

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as instance_judge
-from cityscapesscripts.evaluation import evalPanopticSemanticLabeling as panoptic_judge
-from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as pixel_judge
+from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as instance_evaluation
+from cityscapesscripts.evaluation import evalPanopticSemanticLabeling as panoptic_evaluation
+from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as pixel_evaluation
 from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -31,7 +31,7 @@ def city_name(seed):
 
 
 @pytest.fixture
-def city_truth(tmp_path, monkeypatch):
+def city_target(tmp_path, monkeypatch):
     """Official ground truth of six random pictures.
 
     cityscapesscripts 2.3.0 uses np.in1d, which NumPy 2.4 has no more, and dumps NumPy's numbers as json, which fails.
@@ -44,32 +44,35 @@ def city_truth(tmp_path, monkeypatch):
         labels = np.where(ids < 1000, ids, ids // 1000).astype(np.uint8)
         Image.fromarray(labels).save(folder / f"{city_name(seed)}_gtFine_labelIds.png")
     monkeypatch.setattr(np, "in1d", np.isin, raising=False)
-    monkeypatch.setattr(instance_judge, "writeDict2JSON", lambda *_: None)
+    monkeypatch.setattr(instance_evaluation, "writeDict2JSON", lambda *_: None)
     return folder
 
 
-def settings(judge, monkeypatch, **values):
+def settings(evaluator, monkeypatch, **values):
     for name, value in {"quiet": True, "JSONOutput": False, **values}.items():
-        monkeypatch.setattr(judge.args, name, value)
-    return judge.args
+        monkeypatch.setattr(evaluator.args, name, value)
+    return evaluator.args
 
 
-def test_cityscapes_instances(city_truth, tmp_path, monkeypatch):
+def test_cityscapes_instances(city_target, tmp_path, monkeypatch):
     ours, writer = CityscapesInstanceEvaluator(CITY), create_writer("instance", tmp_path / "results", CITY)
     for seed in SEEDS:
-        truth = city_sample(city_ids(seed), city_name(seed), "instance")
-        masks, labels = shaken(truth, seed)
+        target = city_sample(city_ids(seed), city_name(seed), "instance")
+        masks, labels = shaken(target, seed)
         scores = np.random.default_rng(seed).integers(1, 9, len(labels)) / 10  # with ties
         found = instances(masks, labels, scores.tolist())
-        ours.update(truth, found)
-        writer.add(truth.name, found)
+        ours.update(target, found)
+        writer.add(target.name, found)
     writer.close()
     options = settings(
-        instance_judge, monkeypatch, gtInstancesFile=str(tmp_path / "gt.json"), predictionPath=str(tmp_path / "results")
+        instance_evaluation,
+        monkeypatch,
+        gtInstancesFile=str(tmp_path / "gt.json"),
+        predictionPath=str(tmp_path / "results"),
     )
-    truths = [str(city_truth / f"{city_name(seed)}_gtFine_instanceIds.png") for seed in SEEDS]
-    predictions = [instance_judge.getPrediction(path, options) for path in truths]
-    official = instance_judge.evaluateImgLists(predictions, truths, options)["averages"]
+    targets = [str(city_target / f"{city_name(seed)}_gtFine_instanceIds.png") for seed in SEEDS]
+    predictions = [instance_evaluation.getPrediction(path, options) for path in targets]
+    official = instance_evaluation.evaluateImgLists(predictions, targets, options)["averages"]
     result = ours.compute()
     assert 10 < result["AP"] < 90
     assert result["AP"] == pytest.approx(100 * official["allAp"], abs=1e-9)
@@ -77,32 +80,32 @@ def test_cityscapes_instances(city_truth, tmp_path, monkeypatch):
     assert result["per_class"]["car"]["AP"] == pytest.approx(100 * official["classes"]["car"]["ap"], abs=1e-9)
 
 
-def judge_panoptic(truth_json, found_json):
+def official_panoptic(target_json, found_json):
     """Run the official count over two files in COCO's panoptic format."""
-    truth, found = json.loads(truth_json.read_text()), json.loads(found_json.read_text())
+    target, found = json.loads(target_json.read_text()), json.loads(found_json.read_text())
     by_id = {each["image_id"]: each for each in found["annotations"]}
-    pairs = [(each, by_id[each["image_id"]]) for each in truth["annotations"]]
-    categories = {each["id"]: each for each in truth["categories"]}
-    folders = truth_json.with_suffix(""), found_json.with_suffix("")
+    pairs = [(each, by_id[each["image_id"]]) for each in target["annotations"]]
+    categories = {each["id"]: each for each in target["categories"]}
+    folders = target_json.with_suffix(""), found_json.with_suffix("")
     with contextlib.redirect_stdout(io.StringIO()):
-        return panoptic_judge.average_pq(
-            panoptic_judge.pq_compute_single_core(0, pairs, *folders, categories), categories
+        return panoptic_evaluation.average_pq(
+            panoptic_evaluation.pq_compute_single_core(0, pairs, *folders, categories), categories
         )
 
 
-@pytest.mark.parametrize("judge", [CityscapesPanopticEvaluator, PanopticEvaluator])
-def test_cityscapes_panoptic(city_truth, tmp_path, judge):
+@pytest.mark.parametrize("evaluator", [CityscapesPanopticEvaluator, PanopticEvaluator])
+def test_cityscapes_panoptic(city_target, tmp_path, evaluator):
     """With groups and void; our own count of COCO's rules gives the same as the official one."""
-    ours, writer = judge(CITY), create_writer("panoptic", tmp_path / "results", CITY)
+    ours, writer = evaluator(CITY), create_writer("panoptic", tmp_path / "results", CITY)
     for seed in SEEDS:
-        truth = city_sample(city_ids(seed), city_name(seed), "panoptic")
-        found = panoptic(*shaken(truth, seed), CITY, truth.ignore.shape)
-        ours.update(truth, found)
-        writer.add(truth.name, found)
+        target = city_sample(city_ids(seed), city_name(seed), "panoptic")
+        found = panoptic(*shaken(target, seed), CITY, target.ignore.shape)
+        ours.update(target, found)
+        writer.add(target.name, found)
     writer.close()
     with contextlib.redirect_stdout(io.StringIO()):
         convert2panoptic(str(tmp_path / "gtFine"), setNames=["val"])
-    official = judge_panoptic(tmp_path / "gtFine" / "cityscapes_panoptic_val.json", writer.path)
+    official = official_panoptic(tmp_path / "gtFine" / "cityscapes_panoptic_val.json", writer.path)
     result = ours.compute()
     assert 10 < result["PQ"] < 90
     for part, suffix in (("All", ""), ("Things", "_things"), ("Stuff", "_stuff")):
@@ -110,46 +113,48 @@ def test_cityscapes_panoptic(city_truth, tmp_path, judge):
             assert result[name.upper() + suffix] == pytest.approx(100 * official[part][name], abs=1e-9)
 
 
-def test_cityscapes_semantic(city_truth, tmp_path, monkeypatch):
+def test_cityscapes_semantic(city_target, tmp_path, monkeypatch):
     ours, writer = SemanticEvaluator(CITY), create_writer("semantic", tmp_path / "results", CITY)
     for seed in SEEDS:
-        truth = city_sample(city_ids(seed), city_name(seed), "semantic")
-        found = np.zeros(truth.ignore.shape, dtype=np.int64)
-        for mask, label in zip(*shaken(truth, seed), strict=True):
+        target = city_sample(city_ids(seed), city_name(seed), "semantic")
+        found = np.zeros(target.ignore.shape, dtype=np.int64)
+        for mask, label in zip(*shaken(target, seed), strict=True):
             found[mask] = label
-        ours.update(truth, found)
-        writer.add(truth.name, found)
+        ours.update(target, found)
+        writer.add(target.name, found)
     writer.close()
-    options = settings(pixel_judge, monkeypatch, evalInstLevelScore=False, predictionPath=str(tmp_path / "results"))
-    truths = [str(city_truth / f"{city_name(seed)}_gtFine_labelIds.png") for seed in SEEDS]
+    options = settings(
+        pixel_evaluation, monkeypatch, evalInstLevelScore=False, predictionPath=str(tmp_path / "results")
+    )
+    targets = [str(city_target / f"{city_name(seed)}_gtFine_labelIds.png") for seed in SEEDS]
     with contextlib.redirect_stdout(io.StringIO()):
-        found = [pixel_judge.getPrediction(options, path) for path in truths]
-        official = pixel_judge.evaluateImgLists(found, truths, options)
+        found = [pixel_evaluation.getPrediction(options, path) for path in targets]
+        official = pixel_evaluation.evaluateImgLists(found, targets, options)
     assert ours.compute()["mIoU"] == pytest.approx(100 * official["averageScoreClasses"], abs=1e-9)
 
 
 def test_coco_instances(tmp_path):
-    """COCO's own annotation file and our results file give the scores of the running judge."""
+    """COCO's own annotation file and our results file give the scores of the running evaluator."""
     ours, writer = InstanceEvaluator(TOY), create_writer("instance", tmp_path, TOY)
     images, annotations = [], []
     for seed in SEEDS:
         masks = [box(1, 1 + seed, 9, 8), box(8, 12, 10, 9), box(0, 20, 8, 10)]
-        truth = sample(masks, [0, 1, seed % 2], f"{(7 * seed) % 11:012d}", crowd=[False, False, seed == 3])
-        moved, labels = shaken(truth, seed)
+        target = sample(masks, [0, 1, seed % 2], f"{(7 * seed) % 11:012d}", crowd=[False, False, seed == 3])
+        moved, labels = shaken(target, seed)
         found = instances(moved, labels, [(seed * 5 + 3 * k) % 4 / 4 for k in range(len(labels))])  # with ties
-        ours.update(truth, found)
-        writer.add(truth.name, found)
-        images.append({"id": int(truth.name), "height": 20, "width": 30})
-        for mask, label, crowd in zip(masks, truth.labels, truth.crowd, strict=True):
+        ours.update(target, found)
+        writer.add(target.name, found)
+        images.append({"id": int(target.name), "height": 20, "width": 30})
+        for mask, label, crowd in zip(masks, target.labels, target.crowd, strict=True):
             rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
             rle["counts"] = rle["counts"].decode()
-            entry = {"id": len(annotations) + 1, "image_id": int(truth.name), "category_id": TOY.classes[label].id}
+            entry = {"id": len(annotations) + 1, "image_id": int(target.name), "category_id": TOY.classes[label].id}
             annotations.append({**entry, "segmentation": rle, "area": int(mask.sum()), "iscrowd": int(crowd)})
     writer.close()
     categories = [{"id": each.id, "name": each.name} for each in TOY.classes if each.is_thing]
     content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-    (tmp_path / "truth.json").write_text(json.dumps(content))
-    official = score_files(tmp_path / "truth.json", writer.path)
+    (tmp_path / "target.json").write_text(json.dumps(content))
+    official = score_files(tmp_path / "target.json", writer.path)
     np.testing.assert_equal(ours.compute(), official)
     assert 5 < official["AP"] < 95
 
@@ -164,10 +169,10 @@ def test_coco_panoptic_against_torchmetrics():
             box(*rng.integers(0, 14, 2), *rng.integers(4, 12, 2)) for _ in "12345"
         ]
         labels = [2, *rng.integers(0, 2, 5).tolist()]
-        truth_map, found = panoptic(masks, labels), panoptic(*_moved(masks, labels, rng))
-        visible = [truth_map.map == segment.id for segment in truth_map.segments]
-        ours.update(sample(visible, [segment.label for segment in truth_map.segments], str(seed)), found)
-        theirs.update(_coloured(found), _coloured(truth_map))
+        target_map, found = panoptic(masks, labels), panoptic(*_moved(masks, labels, rng))
+        visible = [target_map.map == segment.id for segment in target_map.segments]
+        ours.update(sample(visible, [segment.label for segment in target_map.segments], str(seed)), found)
+        theirs.update(_coloured(found), _coloured(target_map))
     result = ours.compute()
     expected = 100 * theirs.compute().numpy()
     assert 5 < result["PQ"] < 95
@@ -211,4 +216,4 @@ def test_coco_panoptic_files(tmp_path):
     assert (written["image_id"], written["file_name"]) == (139, "000000000139.png")
     assert written["segments_info"] == [{"id": 1, "category_id": 1}, {"id": 70000, "category_id": 9}]
     with Image.open(tmp_path / "panoptic_val_results" / written["file_name"]) as picture:
-        np.testing.assert_array_equal(panoptic_judge.rgb2id(np.asarray(picture)), found.map)
+        np.testing.assert_array_equal(panoptic_evaluation.rgb2id(np.asarray(picture)), found.map)

@@ -1,4 +1,4 @@
-"""Judging whole data sets: several processes, memory, nothing to judge, bad input."""
+"""Evaluating whole data sets: several processes, memory, nothing to evaluate, bad input."""
 
 import pickle
 
@@ -10,7 +10,7 @@ from train.data.masks import decode, encode
 from train.data.sample import ClassInfo, Vocabulary
 from train.inference.predictions import Instance
 from train.metrics.coco import InstanceEvaluator
-from train.metrics.evaluator_list import create_judges
+from train.metrics.evaluator_list import create_evaluators
 from train.metrics.submission import create_writer
 
 TASKS = ("semantic", "instance", "panoptic")
@@ -29,25 +29,25 @@ class TwoRanks:
 
 
 def shaken_pair(seed, size=(60, 80)):
-    """A truth and predictions of all tasks that are partly right."""
-    truth = city_sample(city_ids(seed, size), f"image_{seed}", "panoptic")
-    masks, labels = shaken(truth, seed)
+    """A target and predictions of all tasks that are partly right."""
+    target = city_sample(city_ids(seed, size), f"image_{seed}", "panoptic")
+    masks, labels = shaken(target, seed)
     things = [k for k, label in enumerate(labels) if label in CITY.things]
     found = panoptic(masks, labels, CITY, size)
     semantic = np.array([0, *labels])[found.map]
     objects = instances([masks[k] for k in things], [labels[k] for k in things])
-    return truth, {"semantic": semantic, "instance": objects, "panoptic": found}
+    return target, {"semantic": semantic, "instance": objects, "panoptic": found}
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "coco-panoptic"])
 @pytest.mark.parametrize("task", TASKS)
 def test_two_ranks_equal_one(task, name):
     vocabulary = Vocabulary(CITY.classes, name)
-    alone, first, second = (create_judges(vocabulary, [task]).judges[task] for _ in range(3))
+    alone, first, second = (create_evaluators(vocabulary, [task]).evaluators[task] for _ in range(3))
     for seed in range(5):
-        truth, found = shaken_pair(seed)
-        alone.update(truth, found[task])
-        (first, second)[seed % 2].update(truth, found[task])
+        target, found = shaken_pair(seed)
+        alone.update(target, found[task])
+        (first, second)[seed % 2].update(target, found[task])
     first.gather(TwoRanks(second))
     np.testing.assert_equal(_rounded(first.compute()), _rounded(alone.compute()))
 
@@ -57,10 +57,10 @@ def _rounded(scores):
     return {key: _rounded(value) if isinstance(value, dict) else round(value, 9) for key, value in scores.items()}
 
 
-def test_all_judges_at_once_have_stable_names():
-    judges = create_judges(TOY, TASKS, areas=(50, 200))
-    judges.update(sample([box(1, 1, 9, 9)], [0]), dict(_perfect()))
-    scores = judges.compute()
+def test_all_evaluators_at_once_have_stable_names():
+    evaluators = create_evaluators(TOY, TASKS, areas=(50, 200))
+    evaluators.update(sample([box(1, 1, 9, 9)], [0]), dict(_perfect()))
+    scores = evaluators.compute()
     parts = [name + suffix for name in ("PQ", "SQ", "RQ") for suffix in ("", "_things", "_stuff")]
     recalls = ["AR", "AR_small", "AR_medium", "AR_large"]
     averages = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
@@ -79,12 +79,12 @@ def _perfect():
 @pytest.mark.parametrize("name", ["cityscapes", "coco-panoptic"])
 def test_what_is_kept_is_small(name):
     """Sums do not grow; run lengths take less than a hundredth of the dense masks."""
-    judges, dense = create_judges(Vocabulary(CITY.classes, name), TASKS), 0
+    evaluators, dense = create_evaluators(Vocabulary(CITY.classes, name), TASKS), 0
     for seed in range(6):
-        truth, found = shaken_pair(seed, (300, 400))
-        judges.update(truth, found)
-        dense += truth.masks.size + len(found["instance"]) * truth.ignore.size
-    sizes = {task: len(pickle.dumps(judge.state())) for task, judge in judges.judges.items()}
+        target, found = shaken_pair(seed, (300, 400))
+        evaluators.update(target, found)
+        dense += target.masks.size + len(found["instance"]) * target.ignore.size
+    sizes = {task: len(pickle.dumps(evaluator.state())) for task, evaluator in evaluators.evaluators.items()}
     assert sizes["instance"] < dense / 100
     assert sizes["semantic"] < 19 * 19 * 8 + 1000
     assert sizes["panoptic"] < 19 * 4 * 8 + 1000
@@ -92,25 +92,25 @@ def test_what_is_kept_is_small(name):
 
 @pytest.mark.parametrize("vocabulary", [TOY, CITY], ids=["coco", "cityscapes"])
 def test_empty_predictions_score_zero(vocabulary):
-    judges = create_judges(vocabulary, ["instance", "panoptic"])
+    evaluators = create_evaluators(vocabulary, ["instance", "panoptic"])
     label = min(vocabulary.things)
-    judges.update(sample([box(0, 0, 12, 12)], [label]), {"instance": [], "panoptic": panoptic([], [])})
-    scores = judges.compute()
+    evaluators.update(sample([box(0, 0, 12, 12)], [label]), {"instance": [], "panoptic": panoptic([], [])})
+    scores = evaluators.compute()
     assert scores["AP"] == scores["PQ"] == scores["RQ"] == scores["PQ_things"] == 0
 
 
 @pytest.mark.parametrize("vocabulary", [TOY, CITY], ids=["coco", "cityscapes"])
 @pytest.mark.parametrize("kind", ["no image", "no objects", "all ignored"])
-def test_nothing_to_judge_is_nan(vocabulary, kind):
-    judges = create_judges(vocabulary, TASKS)
+def test_nothing_to_evaluate_is_nan(vocabulary, kind):
+    evaluators = create_evaluators(vocabulary, TASKS)
     label, mask = min(vocabulary.things), box(2, 2, 15, 15)
     nothing = {"semantic": np.zeros((20, 30), dtype=np.int64), "instance": [], "panoptic": panoptic([], [])}
     found = {**nothing, "instance": instances([mask], [label]), "panoptic": panoptic([mask], [label], vocabulary)}
     if kind == "no objects":
-        judges.update(sample([], []), nothing)
+        evaluators.update(sample([], []), nothing)
     if kind == "all ignored":
-        judges.update(sample([mask], [label], ignore=np.ones((20, 30), dtype=bool)), found)
-    scores = judges.compute()
+        evaluators.update(sample([mask], [label], ignore=np.ones((20, 30), dtype=bool)), found)
+    scores = evaluators.compute()
     assert all(np.isnan(scores[name]) for name in ("mIoU", "pixel_accuracy", "AP", "AP50", "PQ", "SQ", "RQ"))
 
 
@@ -121,16 +121,16 @@ def test_an_image_without_objects_beside_one_with(vocabulary):
     COCO: precision 1/2 at every recall, as the best at that recall or a higher one. Cityscapes goes along the curve
     (recall 0, precision 0) to (1, 1/2) in two half steps: 1/2 x 0 + 1/2 x 1/2.
     """
-    judges, mask = create_judges(vocabulary, ["instance", "panoptic"]), box(2, 2, 15, 15)
+    evaluators, mask = create_evaluators(vocabulary, ["instance", "panoptic"]), box(2, 2, 15, 15)
     label = min(vocabulary.things)
     for name, masks, score in (("empty", [], 0.9), ("full", [mask], 0.5)):
         found = {"instance": instances([mask], [label], [score]), "panoptic": panoptic([mask], [label], vocabulary)}
-        truth = sample(masks, [label] * len(masks), name)
+        target = sample(masks, [label] * len(masks), name)
         if name == "empty":  # the background is known not to be an object
             stuff = next(k for k, each in enumerate(vocabulary.classes) if not each.is_thing)
-            truth = sample([np.ones((20, 30))], [stuff], name)
-        judges.update(truth, found)
-    scores = judges.compute()
+            target = sample([np.ones((20, 30))], [stuff], name)
+        evaluators.update(target, found)
+    scores = evaluators.compute()
     assert scores["AP"] == pytest.approx(50 if vocabulary is TOY else 25)
     assert scores["PQ_things"] == pytest.approx(200 / 3)
 
@@ -148,26 +148,29 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_unfit_predictions_are_named(case):
     task, prediction, message = BAD[case]
-    judge = create_judges(TOY, [task]).judges[task]
+    evaluator = create_evaluators(TOY, [task]).evaluators[task]
     with pytest.raises(ValueError, match=f"image a: .*{message}") as error:
-        judge.update(sample([], []), prediction)
+        evaluator.update(sample([], []), prediction)
     assert "\n" not in str(error.value)
-    assert not judge.names
+    assert not evaluator.names
 
 
 def test_bad_choices_are_named():
     stuff = Vocabulary((ClassInfo("sky", 1, False, None),), "skies")
     wide = Vocabulary((ClassInfo("sky", 300, False, None),), "skies")
-    judge = create_judges(TOY, ["instance"])
-    judge.update(sample([], []), {"instance": []})
+    evaluator = create_evaluators(TOY, ["instance"])
+    evaluator.update(sample([], []), {"instance": []})
     for call, message in [
-        (lambda: judge.update(sample([], []), {"instance": []}), "image a was judged twice"),
-        (lambda: create_judges(TOY, ["depth"]), "unknown task 'depth'"),
+        (lambda: evaluator.update(sample([], []), {"instance": []}), "image a was evaluated twice"),
+        (lambda: create_evaluators(TOY, ["depth"]), "unknown task 'depth'"),
         (lambda: create_writer("depth", ".", TOY), "unknown task 'depth'"),
         (lambda: InstanceEvaluator(TOY, (9, 9)), "two growing numbers"),
         (lambda: InstanceEvaluator(stuff), "no countable classes"),
         (lambda: create_writer("semantic", ".", wide), "do not fit into 8-bit"),
-        (lambda: create_judges(Vocabulary(TOY.classes, "cityscapes"), ["instance"]), "'one' is none of Cityscapes'"),
+        (
+            lambda: create_evaluators(Vocabulary(TOY.classes, "cityscapes"), ["instance"]),
+            "'one' is none of Cityscapes'",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

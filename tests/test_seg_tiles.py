@@ -12,7 +12,7 @@ from benchmarks import measure
 from fast.segmenter import output
 from tests.seg_train_cases import config_of
 from train.common.errors import UserError
-from train.config.segmentation import Judge
+from train.config.segmentation import Evaluator
 from train.data.masks import decode, encode
 from train.data.normalization import MEAN, STD
 from train.data.sample import ClassInfo, Vocabulary
@@ -60,9 +60,9 @@ def paint(size, *boxes):
 
 def see(picture, tasks=TASKS, transform=None, **rules):
     """Segment a picture by its colours."""
-    judge, model = Judge(top=1000, **rules), ByColour().eval()
+    evaluator, model = Evaluator(top=1000, **rules), ByColour().eval()
     views = [(transform or EvalTransform())(picture)]
-    found = tiles.predict(model, views, picture.shape[:2], tasks, VOCABULARY, judge, nullcontext())
+    found = tiles.predict(model, views, picture.shape[:2], tasks, VOCABULARY, evaluator, nullcontext())
     for task, prediction in found.items():
         check(task, prediction, "a", picture.shape[:2], 4)
     return found, model
@@ -199,16 +199,16 @@ def test_masks_are_put_into_pictures(size):
 @pytest.mark.parametrize("tile", [None, 64])
 def test_mirrored_views_find_the_same(tile):
     picture = paint((64, 160), (8, 12, 32, 40, 1), (20, 60, 60, 120, 5))
-    config = config_of("--judge.flip", "true", "--judge.top", 50, *(["--judge.tile", tile] if tile else []))
+    config = config_of("--evaluator.flip", "true", "--evaluator.top", 50, *(["--evaluator.tile", tile] if tile else []))
     views = tiles.prepare_views(picture, config)
     assert [each.flipped for each in views] == [False, True]
     model, tasks = ByColour().eval(), ["semantic", "instance"]
-    found = tiles.predict(model, views, (64, 160), tasks, VOCABULARY, config.judge, nullcontext())
+    found = tiles.predict(model, views, (64, 160), tasks, VOCABULARY, config.evaluator, nullcontext())
     whole, _ = see(picture)
     assert np.array_equal(found["semantic"], whole["semantic"])
     assert len(objects(found["instance"])) == 2 and objects(found["instance"]) == objects(whole["instance"])
     with pytest.raises(UserError, match="several views .* have no panoptic mean: ask for the task semantic or"):
-        tiles.predict(model, views, (64, 160), ["panoptic"], VOCABULARY, config.judge, nullcontext())
+        tiles.predict(model, views, (64, 160), ["panoptic"], VOCABULARY, config.evaluator, nullcontext())
 
 
 class BySide(nn.Module):
@@ -228,11 +228,11 @@ class BySide(nn.Module):
 
 @pytest.mark.parametrize(("scales", "label"), [([1], 0), ([1, 0.5], 1), ([1, 1.25, 1.5, 2, 3, 0.5], 0)])
 def test_scales_are_averaged_and_the_best_object_stays(scales, label):
-    config = config_of("--judge.scales", scales)
+    config = config_of("--evaluator.scales", scales)
     views = tiles.prepare_views(paint((64, 128)), config)
     assert [each.size[1] for each in views] == [round(128 * scale) for scale in scales]
     words = Vocabulary(VOCABULARY.classes[:2], "two")
-    found = tiles.predict(BySide(), views, (64, 128), ["semantic", "instance"], words, config.judge, nullcontext())
+    found = tiles.predict(BySide(), views, (64, 128), ["semantic", "instance"], words, config.evaluator, nullcontext())
     assert (found["semantic"] == label).all()
     best = {each.label: each.score for each in found["instance"]}
     assert len(found["instance"]) == 2 and best[1] == pytest.approx(0.9 if 0.5 in scales else 0.4, abs=1e-3)
@@ -241,12 +241,15 @@ def test_scales_are_averaged_and_the_best_object_stays(scales, label):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--judge.tile", 512, "--judge.tile_overlap", 512], "at most half of judge.tile .256., not 512"),
-        (["--judge.tile", 512, "--judge.tile_overlap", 0], "judge.tile_overlap: .* greater than or equal to 8"),
-        (["--judge.tile_overlap", 64], "judge.tile_overlap needs judge.tile"),
-        (["--judge.tile", 8], "judge.tile: .* greater than or equal to 64"),
-        (["--judge.scales", "[]"], "judge.scales: .* at least 1 item"),
-        (["--judge.scales", "[0]"], "judge.scales.0: .* greater than 0"),
+        (["--evaluator.tile", 512, "--evaluator.tile_overlap", 512], "at most half of evaluator.tile .256., not 512"),
+        (
+            ["--evaluator.tile", 512, "--evaluator.tile_overlap", 0],
+            "evaluator.tile_overlap: .* greater than or equal to 8",
+        ),
+        (["--evaluator.tile_overlap", 64], "evaluator.tile_overlap needs evaluator.tile"),
+        (["--evaluator.tile", 8], "evaluator.tile: .* greater than or equal to 64"),
+        (["--evaluator.scales", "[]"], "evaluator.scales: .* at least 1 item"),
+        (["--evaluator.scales", "[0]"], "evaluator.scales.0: .* greater than 0"),
     ],
 )
 def test_tiles_that_cannot_be_are_refused(overrides, message):
@@ -271,11 +274,11 @@ class Many(nn.Module):
 def peak_of(height):
     """Give the mebibytes that a picture's semantic map in tiles adds to a process's peak."""
     words = Vocabulary(tuple(ClassInfo(str(i), i, False, None) for i in range(600)), "many")
-    judge = Judge(tile=128)
+    evaluator = Evaluator(tile=128)
 
     def run(rows):
         views = [EvalTransform()(np.zeros((rows, 512, 3), dtype=np.uint8))]
-        tiles.predict(Many(), views, (rows, 512), ["semantic"], words, judge, nullcontext())
+        tiles.predict(Many(), views, (rows, 512), ["semantic"], words, evaluator, nullcontext())
 
     run(300)  # what torch loads at first does not count
     before = measure.resident_peak()
@@ -291,7 +294,7 @@ def test_memory_is_bounded_by_the_picture_and_the_tile():
 def test_large_pictures_are_refused_whole_and_taken_in_tiles(monkeypatch):
     monkeypatch.setattr(inference, "MOST_INPUT", 64 * 64)
     picture = paint((128, 128), (40, 44, 80, 90, 2))
-    with pytest.raises(UserError, match="pass --judge.tile 1024 to cut pictures into tiles"):
+    with pytest.raises(UserError, match="pass --evaluator.tile 1024 to cut pictures into tiles"):
         see(picture)
     assert len(see(picture, tile=64)[0]["panoptic"].segments) == 2
 
@@ -299,7 +302,7 @@ def test_large_pictures_are_refused_whole_and_taken_in_tiles(monkeypatch):
 @pytest.mark.parametrize("short", [None, 100])
 def test_scores_are_means_and_no_sums_where_tiles_overlap(short):
     views, words = [EvalTransform(short)(paint((150, 170)))], Vocabulary(VOCABULARY.classes[:2], "two")
-    look = tiles.View(BySide(), views[0], (150, 170), ["semantic"], words, Judge(tile=64), nullcontext())
+    look = tiles.View(BySide(), views[0], (150, 170), ["semantic"], words, Evaluator(tile=64), nullcontext())
     with torch.inference_mode():
         scores = torch.cat([look.scores(first, first + 10) for first in range(0, 150, 10)], dim=1)
     expected = torch.tensor([0.1, 0.9])[:, None, None].expand(2, 150, 170) * torch.tensor(9.0).sigmoid()

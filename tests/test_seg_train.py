@@ -44,9 +44,9 @@ def test_training_from_the_yaml_learns_and_writes_what_it_says(tmp_path, capsys)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert len(losses) == 9 and np.mean(losses[-2:]) < np.mean(losses[:2])
-    judged = [line for line in lines if line["kind"] == "eval"]
-    assert [line["update"] for line in judged] == [4, 8, 9], "also at the end of a part shorter than the others"
-    assert {"PQ", "AP", "AP_small", "ema_PQ", "per_class"} <= judged[-1].keys() and judged[-1]["images"] == 3
+    evaluated = [line for line in lines if line["kind"] == "eval"]
+    assert [line["update"] for line in evaluated] == [4, 8, 9], "also at the end of a part shorter than the others"
+    assert {"PQ", "AP", "AP_small", "ema_PQ", "per_class"} <= evaluated[-1].keys() and evaluated[-1]["images"] == 3
     state = read_file(tmp_path / "last.pt", KIND)
     assert state["done"] == 9 and state["task"] == "panoptic" and len(state["vocabulary"]["classes"]) == 16
     assert "9 updates (1.8 passes)" in capsys.readouterr().out
@@ -245,6 +245,6 @@ def test_own_folder_trains_with_its_own_classes(tmp_path):
     masks = [trees.bands(255), trees.bands(9, 3), trees.bands(0, 3, 9), trees.bands(9, 9), trees.bands(3, 9, 255)]
     root = trees.folder(tmp_path / "own", masks)
     options = ["--data", root, "--data.task", "null", "--data.resize", "short_side", "--data.jitter", "true"]
-    config = config_of(*options, "--run.output", tmp_path / "run", "--judge.tasks", "[]", "--schedule.updates", 2)
+    config = config_of(*options, "--run.output", tmp_path / "run", "--evaluator.tasks", "[]", "--schedule.updates", 2)
     run = train(config, task=Segmentation(config))
     assert config.model.num_classes == 3 and 0 <= run.last["mIoU"] <= 100 and run.last["images"] == 1

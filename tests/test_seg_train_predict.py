@@ -18,7 +18,7 @@ from train import demo, predict
 from train.common.errors import UserError, run_command
 from train.common.output_files import MANIFEST
 from train.config.loader import load_config
-from train.config.segmentation import Judge
+from train.config.segmentation import Evaluator
 from train.data.digits_segmentation import vocabulary
 from train.data.masks import box, decode, encode
 from train.data.segmentation import known_vocabulary, pack_vocabulary, unpack_vocabulary
@@ -94,7 +94,7 @@ def test_instances_are_the_common_ones(enlarge, seed):
 @pytest.mark.parametrize("seed", range(6))
 def test_panoptic_is_the_common_one(enlarge, seed):
     classes, masks = outputs(seed)
-    rules = Judge(object_threshold=0.5, overlap_threshold=0.4)
+    rules = Evaluator(object_threshold=0.5, overlap_threshold=0.4)
     expected, segments = fast.postprocess.panoptic(classes, enlarge(masks), THINGS, 0.5, 0.4)
     found = find_segments(classes, masks, enlarge, THINGS, rules)
     assert np.array_equal(found.map, expected.numpy()) and found.segments == segments
@@ -103,7 +103,7 @@ def test_panoptic_is_the_common_one(enlarge, seed):
 
 def test_nothing_is_sure_enough_to_be_a_segment(enlarge):
     classes, masks = outputs()
-    found = find_segments(classes, masks, enlarge, THINGS, Judge(object_threshold=1))
+    found = find_segments(classes, masks, enlarge, THINGS, Evaluator(object_threshold=1))
     assert not found.map.any() and found.segments == []
 
 
@@ -115,7 +115,7 @@ def test_big_pictures_are_enlarged_a_few_masks_at_a_time():
 
 def peak_of(task, queries, classes):
     """Give the mebibytes that a picture of a megapixel adds to a process's peak, everywhere seen by all queries."""
-    generator, rules = torch.Generator().manual_seed(0), Judge(object_threshold=0, overlap_threshold=0, top=queries)
+    generator, rules = torch.Generator().manual_seed(0), Evaluator(object_threshold=0, overlap_threshold=0, top=queries)
     masks = fast.postprocess.resize_bilinear(6 * torch.randn(queries, 9, 9, generator=generator), (250, 250))
     logits = torch.randn(queries, classes + 1, generator=generator)
     makers = {
@@ -140,9 +140,9 @@ def test_memory_is_bounded_by_the_picture(task, queries, classes):
 def test_what_the_network_sees_at_once_is_bounded():
     prepared = EvalTransform()(np.zeros((4, 3_000_000, 3), dtype=np.uint8))
     with pytest.raises(
-        UserError, match="would see 3,000,000 x 32 pixels at once, more than 8,388,608: pass --judge.tile 1024"
+        UserError, match="would see 3,000,000 x 32 pixels at once, more than 8,388,608: pass --evaluator.tile 1024"
     ):
-        inference.predict(None, prepared, (4, 3_000_000), ["semantic"], None, Judge(), nullcontext())
+        inference.predict(None, prepared, (4, 3_000_000), ["semantic"], None, Evaluator(), nullcontext())
 
 
 def test_outlines_of_large_pictures_are_drawn_small():
@@ -164,7 +164,9 @@ def test_outlines_of_large_pictures_are_drawn_small():
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Write a checkpoint of an untrained segmenter that finds something everywhere."""
-    config = config_of("--model.num_classes", 16, "--judge.object_threshold", 0.0, "--judge.overlap_threshold", 0.0)
+    config = config_of(
+        "--model.num_classes", 16, "--evaluator.object_threshold", 0.0, "--evaluator.overlap_threshold", 0.0
+    )
     model = model_of()
     with torch.no_grad():
         model.decoder.class_head.bias[-1] = -5
@@ -282,7 +284,13 @@ def test_prepared_pictures_give_back_their_own_size():
     prepared = EvalTransform(64, 100)(picture(0, (30, 90)))
     model = model_of().eval()
     found = inference.predict(
-        model, prepared, (30, 90), ["semantic", "instance", "panoptic"], vocabulary("panoptic"), Judge(), nullcontext()
+        model,
+        prepared,
+        (30, 90),
+        ["semantic", "instance", "panoptic"],
+        vocabulary("panoptic"),
+        Evaluator(),
+        nullcontext(),
     )
     for task, prediction in found.items():
         check(task, prediction, "a", (30, 90), 16)

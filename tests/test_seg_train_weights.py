@@ -92,7 +92,7 @@ def test_backbones_start_from_classifiers_ours_and_official(files, tmp_path):
         (["--config", "digits_panoptic_smoke", "--model.num_classes", "5"], "data have 16 classes .*num_classes is 5"),
         (["--config", "digits_panoptic_smoke", "--schedule.kind", "steps"], "needs schedule.steps"),
         (["--config", "digits_panoptic_smoke", "--model.overrides.num_querys", "5"], "did you mean 'num_queries'"),
-        (["--config", "digits_panoptic_smoke", "--evaluate"], "name the weights to judge"),
+        (["--config", "digits_panoptic_smoke", "--evaluate"], "name the weights to evaluate"),
         (["--config", "digits_panoptic_smoke", "--results", "x"], "--results needs --evaluate"),
         (["--config", "digits_panoptic_smoke", "--official", "nowhere.pkl"], "no checkpoint nowhere.pkl"),
     ],
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_the_other_command_is_named(tmp_path):
         read_file(tmp_path / "last.pt")
 
 
-def test_official_weights_are_judged_and_results_written(files, tmp_path, capsys):
+def test_official_weights_are_evaluated_and_results_written(files, tmp_path, capsys):
     arguments = ["--config", "digits_panoptic_smoke", "--official", str(files / "official.pth"), "--evaluate"]
     assert segment.main([*arguments, "--results", str(tmp_path), "--data.val_length", "2"]) == 0
     assert "PQ" in capsys.readouterr().out

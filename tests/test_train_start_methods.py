@@ -23,7 +23,7 @@ TINY = ["--schedule.updates", 2, "--run.eval_every", 2, "--data.val_length", 2]
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_segmenter_trains_and_is_judged(tmp_path, method):
+def test_a_segmenter_trains_and_is_evaluated(tmp_path, method):
     fit(tmp_path / "alone", *TINY)
     fit(tmp_path / method, *TINY, "--data.workers", 1, "--data.start_method", method)
     states = [read_file(tmp_path / name / "last.pt", KIND) for name in ("alone", method)]

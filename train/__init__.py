@@ -9,7 +9,7 @@ Commands (each has ``--help``):
 ``python -m train.evaluate``       top-1 and top-5 of a checkpoint
 ``python -m train.show IMAGE``     draw which tokens each stage kept, and the clusters
 ``python -m train.check_data``     what a segmentation data set holds, and what is wrong with it
-``python -m train.segment``        train and judge a segmenter by ``train/configs/segmentation``
+``python -m train.segment``        train and evaluate a segmenter by ``train/configs/segmentation``
 ``python -m train.predict PATH``   segment pictures: overlays and run lengths
 ``python -m train.export FILE``    make weights that ship in the package of a checkpoint
 =================================  =============================================================

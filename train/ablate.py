@@ -63,10 +63,10 @@ def describe_table(config: Config, arguments: list[str]) -> str:
     """Write the command that makes a table, and what each run may spend."""
     first, second = vary(config, next(iter(config.table.rows)))
     shown = first.schedule.epochs * first.data.train_length, second.schedule.updates * second.run.total_batch
-    judged = f"{first.data.val_length} and {second.data.val_length} validation pictures"
+    evaluated = f"{first.data.val_length} and {second.data.val_length} validation pictures"
     return (
         f"    python -m train.ablate {' '.join(arguments)}\n\nEvery run: {shown[0]:,} pictures for the classifier, "
-        f"then {shown[1]:,} for the segmenter; {judged}."
+        f"then {shown[1]:,} for the segmenter; {evaluated}."
     )
 
 
@@ -117,6 +117,7 @@ def choose_seeds(text: str) -> list[int]:
 def settings_of(config: Config, name: str) -> str:
     """Name all that decides what a row's runs are, but the seed: eight characters that change with any of it."""
     parts = [training.model_dump(mode="json", exclude={"table"}) for training in vary(config, name)]
+    parts[1]["judge"] = parts[1].pop("evaluator")  # its name when the tables that are published were made
     for key in HARMLESS | {"data.workers"}:
         section, field = key.split(".")
         for part in parts:
@@ -157,7 +158,7 @@ def make_runs(missing: list, config: Config, path: Path, limit: float | None, he
 
 
 def make_run(config: Config, name: str, seed: int, folder: Path, shared: Shared) -> dict:
-    """Train and judge a row with a seed, and return its line of the CSV file."""
+    """Train and evaluate a row with a seed, and return its line of the CSV file."""
     start, without = time.perf_counter(), config.table.rows[name].without
     first, varied = vary(config, name, seed, f"{folder}/{name}_{seed}")
     for training in (first, varied):

@@ -35,7 +35,7 @@ from .models.checkpoint import LAST
 from .models.segmenter import build_model
 from .tasks.segmentation import Segmentation, evaluate
 from .visualization.figures import save_figure
-from .visualization.segments import draw_segments, list_segments, truth_segments
+from .visualization.segments import draw_segments, list_segments, target_segments
 from .visualization.tokens import draw_tokens, stride_legend
 
 ENOUGH = 10.0  # AP in percent
@@ -84,7 +84,7 @@ def train_backbone(name: str, config: Config) -> Run:
 
 
 def measure_untrained(config: Config) -> dict:
-    """Judge the network as it is before training: scores and focus ratio."""
+    """Evaluate the network as it is before training: scores and focus ratio."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     samples = open_sets(config)[1]
@@ -132,11 +132,11 @@ def ratios(values: list[float]) -> str:
 
 
 def draw_grid(model: nn.Module, run: Run) -> Figure:
-    """Draw validation pictures in rows: the picture, the truth, the prediction, the tokens kept after each merge."""
+    """Draw validation pictures in rows: the picture, the target, the prediction, the tokens kept after each merge."""
     figure = Figure(figsize=(2.6 * 6, 2.65 * SHOWN + 0.7), layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))
     rows = figure.subplots(SHOWN, 6, squeeze=False)
-    titles = ["picture", "truth", "prediction", *(f"tokens kept by merge {number}" for number in (1, 2, 3))]
+    titles = ["picture", "target", "prediction", *(f"tokens kept by merge {number}" for number in (1, 2, 3))]
     for axes, title in zip(rows[0], titles, strict=True):
         axes.set_title(title)
     strides = set().union(*(draw_row(row, model, run, index) for index, row in enumerate(rows)))
@@ -150,11 +150,11 @@ def draw_row(row, model: nn.Module, run: Run, index: int) -> set[int]:
     sample = source.load(index % len(source))
     prepared = run.val_set[0, index % len(source)].image
     found = predict(
-        model, prepared, sample.image.shape[:2], ["panoptic"], source.vocabulary, config.judge,
+        model, prepared, sample.image.shape[:2], ["panoptic"], source.vocabulary, config.evaluator,
         autocast(config, run.ranks),
     )["panoptic"]  # fmt: skip
     draw_segments(row[0], sample.image, [])
-    draw_segments(row[1], sample.image, truth_segments(sample, source.vocabulary), 7)
+    draw_segments(row[1], sample.image, target_segments(sample, source.vocabulary), 7)
     draw_segments(row[2], sample.image, list_segments("panoptic", found, source.vocabulary, 0), 7)
     stages = find_tokens(model, prepared.image)[1:]
     for axes, stage in zip(row[3:], stages, strict=True):

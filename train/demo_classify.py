@@ -155,9 +155,9 @@ def draw_answer(axes, scene, answer: tuple[int, float]) -> None:
     axes.imshow(scene.image)
     outline(axes, scene)
     bare(axes, scene.image)
-    truth, (digit, chance) = scene.digits[0].label, answer
-    verdict = "right" if digit == truth else f"wrong: it is {truth}"
-    weight = "normal" if digit == truth else "bold"
+    target, (digit, chance) = scene.digits[0].label, answer
+    verdict = "right" if digit == target else f"wrong: it is {target}"
+    weight = "normal" if digit == target else "bold"
     axes.set_title(f"says {digit} ({100 * chance:.0f} %), {verdict}", fontsize=9, weight=weight)
 
 

@@ -3,10 +3,10 @@
     python -m train.export outputs/demo/best.pt scattered_digits --about train/cards/scattered_digits.yaml --samples 20
     python -m train.export outputs/nuclei/best.pt nuclei --samples 3f2a...,77c0... [--data PATH] [--section.key VALUE]
 
-What is exported is judged: as it is stored, on the whole validation set and on the sample pictures, which are kept with
-it (Scattered Digits: the first ones, which need no file), so that a test can repeat it. Matrices are stored as float16,
-vectors as float32. The texts of the card come from a YAML file (``--about``; TEXTS lists what it must say), scores in
-training from the ``log.jsonl`` beside the checkpoint. No path of this machine is written.
+What is exported is evaluated: as it is stored, on the whole validation set and on the sample pictures, which are kept
+with it (Scattered Digits: the first ones, which need no file), so that a test can repeat it. Matrices are stored as
+float16, vectors as float32. The texts of the card come from a YAML file (``--about``; TEXTS lists what it must say),
+scores in training from the ``log.jsonl`` beside the checkpoint. No path of this machine is written.
 """
 
 import json
@@ -34,7 +34,7 @@ from .engine.log import read_line
 from .models.checkpoint import KIND, SEGMENTER, TRAINED, read_file
 from .models.weights import kind_of, weights_of
 from .release.card import TEXTS, describe_samples, score_table, write_card
-from .release.scores import CONFIGS, judge, judge_samples, keep_samples, on_samples, open_model, samples_of
+from .release.scores import CONFIGS, evaluate_model, evaluate_samples, keep_samples, on_samples, open_model, samples_of
 
 MOST_BYTES, MOST_SAMPLE_BYTES = 2 * 10**6, 200 * 10**3  # of a file of weights; of its sample pictures together
 UNWRITTEN = "TO BE WRITTEN"  # in the YAML file, where a text waits for its facts
@@ -161,9 +161,9 @@ def export(checkpoint: Path, name: str, about: dict, samples: str, folder: Path,
     check_size(path.name, sum(weight.nbytes for weight in weights.values()))
     pictures, what = keep_samples(state, config, samples, samples_of(path))
     check_samples(samples_of(path))
-    print(f"{facts['parameters']:,} parameters; judging them as they are stored ...")
-    scores = judge(model, state, config)
-    on_few = judge(model, state, on_samples(config, pictures, samples_of(path))) if pictures else {}
+    print(f"{facts['parameters']:,} parameters; evaluating them as they are stored ...")
+    scores = evaluate_model(model, state, config)
+    on_few = evaluate_model(model, state, on_samples(config, pictures, samples_of(path))) if pictures else {}
     facts |= {
         "about": about,
         "commit": commit_of(),
@@ -179,7 +179,7 @@ def export(checkpoint: Path, name: str, about: dict, samples: str, folder: Path,
     path.write_bytes(data)
     path.with_suffix(".md").write_text(write_card(name, facts, sha256(data).hexdigest(), len(data)), encoding="utf-8")
     check_size(path.name, len(data))
-    if pictures and judge_samples(path) != on_few:
+    if pictures and evaluate_samples(path) != on_few:
         raise UserError(f"{name}{SUFFIX} read back does not score on its samples what was measured: {on_few}")
     return facts
 

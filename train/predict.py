@@ -64,11 +64,11 @@ class Predictor:
 
     def __call__(self, picture: np.ndarray, task: str):
         """Segment a picture (H, W, 3) uint8: the prediction, the tokens of each stage, and the size the network saw."""
-        views, size, judge = prepare_views(picture, self.config), picture.shape[:2], self.config.judge
+        views, size, evaluator = prepare_views(picture, self.config), picture.shape[:2], self.config.evaluator
         precision, first = autocast(self.config, self.ranks), views[0]
         try:
-            found = predict(self.model, views, size, [task], self.vocabulary, judge, precision)[task]
-            return found, find_tile_tokens(self.model, first.image, cut_view(first, size, judge)), first.size
+            found = predict(self.model, views, size, [task], self.vocabulary, evaluator, precision)[task]
+            return found, find_tile_tokens(self.model, first.image, cut_view(first, size, evaluator)), first.size
         except ValueError as error:
             raise UserError(one_line(error)) from error
 
@@ -107,7 +107,7 @@ def how_to_look(options) -> list[str]:
     given = {key: value for key, value in values.items() if value is not None} | (
         {"flip": True} if options.flip else {}
     )
-    return [part for key, value in given.items() for part in (f"--judge.{key}", json.dumps(value))]
+    return [part for key, value in given.items() for part in (f"--evaluator.{key}", json.dumps(value))]
 
 
 def find_pictures(path: Path, out: Path) -> dict[str, Path]:

@@ -1,11 +1,11 @@
-"""Train and judge a segmenter: ``python -m train.segment --config NAME [--data PATH] [--section.key VALUE ...]``.
+"""Train and evaluate a segmenter: ``python -m train.segment --config NAME [--data PATH] [--section.key VALUE ...]``.
 
 On several GPUs: ``torchrun --nproc-per-node 8 -m train.segment ...``; on several machines torchrun's ``--nnodes`` and
 ``--rdzv-endpoint`` besides. The total batch stays what the config says; each process accumulates what it must.
 
     --model.backbone_init FILE     start from a classifier's backbone, ours or official
     --official FILE                start from an official segmenter
-    --official FILE --evaluate     judge it, without training (--model.init FILE: one of ours)
+    --official FILE --evaluate     evaluate it, without training (--model.init FILE: one of ours)
 """
 
 import sys
@@ -28,14 +28,16 @@ def main(arguments: list[str]) -> int:
     """Run the command."""
     parser = make_parser("train.segment", __doc__, Config)
     parser.add_argument("--official", help="official segmenter to start from; the same as --model.init")
-    parser.add_argument("--evaluate", action="store_true", help="judge the weights of --official or --model.init only")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="evaluate the weights of --official or --model.init only"
+    )
     parser.add_argument("--results", help="with --evaluate: folder for results in the data set's official formats")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(options.config, overrides, Config)
     if options.official:
         config.model.init = options.official
     if options.evaluate:
-        return judge(config, options.results)
+        return evaluate_weights(config, options.results)
     if options.results:
         raise UserError("--results needs --evaluate: training writes checkpoints and scores")
     run = train(config, prepare(options, config, SEGMENTER), Segmentation(config))
@@ -44,15 +46,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def judge(config: Config, results: str | None) -> int:
-    """Judge weights on the validation pictures, and write the predictions if asked."""
+def evaluate_weights(config: Config, results: str | None) -> int:
+    """Evaluate weights on the validation pictures, and write the predictions if asked."""
     if not config.model.init:
-        raise UserError("name the weights to judge: --official FILE, or --model.init FILE")
+        raise UserError("name the weights to evaluate: --official FILE, or --model.init FILE")
     ranks = Ranks(config.run.device)
     try:
         samples = open_sets(config)[1]
         source, model = samples.source, build_model(config, samples.class_names)
-        tasks = config.judge.tasks or [source.task]
+        tasks = config.evaluator.tasks or [source.task]
         writers = {task: create_writer(task, Path(results), source.vocabulary) for task in tasks} if results else {}
 
         def note(name: str, predictions: dict) -> None:
@@ -65,7 +67,7 @@ def judge(config: Config, results: str | None) -> int:
     finally:
         ranks.close()
     if not values:
-        raise UserError("no validation picture could be judged")
+        raise UserError("no validation picture could be evaluated")
     if ranks.first:
         print_scores(values)
     return 0

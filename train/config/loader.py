@@ -51,8 +51,10 @@ def load_config(name: str, overrides: list[str] = (), kind: type[Section] = Conf
 
 def override(values: dict, overrides: list[str], kind: type[Section] = Config):
     """Make a Config of nested dicts (of a file or a checkpoint) and command-line overrides."""
+    values = kind.present_names(values)
     for key, text in pair_overrides(overrides):
-        put_override(values, key, text, kind)
+        section, dot, field = key.partition(".")
+        put_override(values, kind.renamed.get(section, section) + dot + field, text, kind)
     return check_config(values, kind)
 
 

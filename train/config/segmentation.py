@@ -91,7 +91,7 @@ class Loss(Section):
     points: int = Field(12544, ge=1, description="points sampled of a mask")
 
 
-class Judge(Section):
+class Evaluator(Section):
     """What validation measures."""
 
     tasks: list[Literal["semantic", "instance", "panoptic"]] = Field([], description="none: the data's task")
@@ -110,10 +110,11 @@ class Judge(Section):
     def overlapping(self):
         """Refuse tiles that do not overlap, or of which more than two lie over each other in a row."""
         if self.tile_overlap and not self.tile:
-            raise ValueError("judge.tile_overlap needs judge.tile, the tiles' side")
+            raise ValueError("evaluator.tile_overlap needs evaluator.tile, the tiles' side")
         if self.tile and self.shared > self.tile // 2:
             raise ValueError(
-                f"judge.tile_overlap must be at most half of judge.tile ({self.tile // 2}), not {self.tile_overlap}"
+                f"evaluator.tile_overlap must be at most half of evaluator.tile ({self.tile // 2}), "
+                f"not {self.tile_overlap}"
             )
         return self
 
@@ -142,13 +143,14 @@ class Config(Section):
     """A whole run of train.segment."""
 
     folder: ClassVar[Path] = CONFIGS / "segmentation"
+    renamed: ClassVar[dict[str, str]] = {"judge": "evaluator"}
 
     model: Model = Model()
     data: Data = Data()
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     loss: Loss = Loss()
-    judge: Judge = Judge()
+    evaluator: Evaluator = Evaluator()
     run: Run = Run()
 
     @model_validator(mode="after")

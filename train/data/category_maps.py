@@ -20,9 +20,9 @@ class IdTable:
     ----------
     vocabulary : Vocabulary
     ignored : frozenset of int
-        Pixels that no judge looks at.
+        Pixels that are ignored.
     background : frozenset of int
-        Known classes that are not asked for: part of no mask, yet judged.
+        Known classes that are not asked for: part of no mask, yet evaluated.
     numbered : bool
         Whether c * 1000 + n draws object n of class c; the bare number c of a countable class then draws a crowd.
     advice : str

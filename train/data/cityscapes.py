@@ -53,8 +53,8 @@ def vocabulary(task: str) -> Vocabulary:
     """Give the classes in the order of their training numbers: 19, or for instances the 8 countable ones."""
     from cityscapesscripts.helpers.labels import labels
 
-    judged = [label for label in labels if not label.ignoreInEval and (label.hasInstances or task != "instance")]
-    classes = [ClassInfo(each.name, each.id, each.hasInstances, each.color) for each in judged]
+    evaluated = [label for label in labels if not label.ignoreInEval and (label.hasInstances or task != "instance")]
+    classes = [ClassInfo(each.name, each.id, each.hasInstances, each.color) for each in evaluated]
     return Vocabulary(tuple(classes), "cityscapes")
 
 

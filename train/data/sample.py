@@ -62,7 +62,7 @@ class Sample:
     crowd : ndarray of bool, shape (g,)
         Masks of several objects that nobody has told apart: neither trained on nor counted as misses.
     ignore : ndarray of bool, shape (H, W)
-        Pixels that no judge looks at.
+        Pixels that are ignored.
     name : str
         Image id or file stem.
     """

@@ -112,10 +112,10 @@ class SegmentationSamples(Samples):
 
 @dataclass
 class EvalBatch:
-    """One picture ready for testing, or None, with its truth, and the numbers asked for and used, in lists of one."""
+    """One picture ready for testing, or None, with its target, and the numbers asked for and used, in lists of one."""
 
     images: Prepared | None
-    truth: Sample | None
+    target: Sample | None
     asked: list[int]
     used: list[int]
 
@@ -127,7 +127,7 @@ class EvalBatch:
 
 
 @dataclass
-class WithTruth:
+class WithTarget:
     """A transform of pictures that gives each with its Sample; a class, as loader processes may have to pickle it."""
 
     transform: EvalTransform
@@ -149,7 +149,7 @@ class EvalSamples(SegmentationSamples):
     """
 
     def __init__(self, source, transform: EvalTransform, seed: int, on_bad_image: str):
-        super().__init__(source, WithTruth(transform), seed, on_bad_image)
+        super().__init__(source, WithTarget(transform), seed, on_bad_image)
 
     @staticmethod
     def collate(items: list[Item]) -> EvalBatch:

@@ -73,7 +73,8 @@ def clear(folder: Path) -> None:
 
 def differences(config: Section, path: Path, kind: str) -> list[str]:
     """List the keys in which a config differs from a checkpoint's, those that change no result left out."""
-    now, then = config.model_dump(mode="json"), read_file(path, kind, ("config",))["config"]
+    now = config.model_dump(mode="json")
+    then = type(config).present_names(read_file(path, kind, ("config",))["config"])
     return [
         f"{section}.{key} was {then.get(section, {}).get(key)}, is {value}"
         for section, values in now.items()

@@ -107,7 +107,7 @@ def fit(run: Run, log: Log) -> None:
 def conclude(run: Run, log: Log) -> None:
     """Make the evaluation that an epoch's end owes, if it does, and save."""
     if run.owed:
-        judge(run, log)
+        evaluate(run, log)
         run.owed = False
     if run.at_end:
         run.epoch, run.step = run.epoch + 1, 0
@@ -225,7 +225,7 @@ def report(run: Run, log: Log, pace: Pace, loss: float, norm: float, rate: float
         log.say(f"{place} of {goal}: loss {loss:.3f} lr {rate:.2e} {speed:.1f} images/s, {pace.time_left} left")
 
 
-def judge(run: Run, log: Log) -> None:
+def evaluate(run: Run, log: Log) -> None:
     """Evaluate the weights, and the averaged ones where there are some; keep the best."""
     networks = {"": run.model} | ({"ema_": run.ema.module} if run.ema else {})
     values, alone = {}, run.ranks.size == 1

@@ -57,13 +57,13 @@ def image_id(name: str) -> int | str:
 
 
 def by_id(name: str) -> tuple:
-    """Order images as COCO's judge does: numbers by value, before other names."""
+    """Order images as COCO's evaluator does: numbers by value, before other names."""
     identity = image_id(name)
     return (0, identity, name) if isinstance(identity, int) else (1, identity, name)
 
 
 def check(task: str, prediction, name: str, size: tuple[int, int], classes: int) -> None:
-    """Refuse a prediction that no judge could read.
+    """Refuse a prediction that no evaluator could read.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fast.postprocess import Segment, resize_bilinear, semantic
 
 from ..common.errors import UserError
-from ..config.segmentation import Judge
+from ..config.segmentation import Evaluator
 from ..data.masks import encode
 from ..data.sample import Vocabulary
 from ..data.segmentation_transforms import Prepared
@@ -99,7 +99,7 @@ def run_network(model: nn.Module, image: Tensor, autocast) -> tuple[Tensor, Tens
     if height * width > MOST_INPUT:
         raise UserError(
             f"the network would see {width:,} x {height:,} pixels at once, more than {MOST_INPUT:,}: "
-            f"pass --judge.tile 1024 to cut pictures into tiles, or --data.test_short 1024 to scale them down"
+            f"pass --evaluator.tile 1024 to cut pictures into tiles, or --data.test_short 1024 to scale them down"
         )
     with autocast:
         output = model(image[None].to(next(model.parameters()).device))
@@ -108,7 +108,13 @@ def run_network(model: nn.Module, image: Tensor, autocast) -> tuple[Tensor, Tens
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, prepared: Prepared, size: tuple[int, int], tasks, vocabulary: Vocabulary, rules: Judge, autocast
+    model: nn.Module,
+    prepared: Prepared,
+    size: tuple[int, int],
+    tasks,
+    vocabulary: Vocabulary,
+    rules: Evaluator,
+    autocast,
 ) -> dict:
     """Segment a picture that the network sees once and whole; ``tiles.predict`` is for all pictures.
 
@@ -123,7 +129,7 @@ def predict(
     tasks : iterable of str
         Of "semantic", "instance" and "panoptic".
     vocabulary : Vocabulary
-    rules : Judge
+    rules : Evaluator
         Thresholds.
     autocast : context manager
         In which the network runs.
@@ -180,7 +186,7 @@ def find_instances(classes: Tensor, masks: Tensor, enlarge: Enlarger, things, to
     return [Instance(label, chance * inside[query], outlines[query]) for query, label, chance in listed]
 
 
-def find_segments(classes: Tensor, masks: Tensor, enlarge: Enlarger, things, rules: Judge) -> Panoptic:
+def find_segments(classes: Tensor, masks: Tensor, enlarge: Enlarger, things, rules: Evaluator) -> Panoptic:
     """Give each pixel to at most one segment, as ``fast.postprocess.panoptic`` does."""
     scores, labels = classes.softmax(dim=-1).max(dim=-1)
     kept = ((labels != classes.shape[1] - 1) & (scores > rules.object_threshold)).nonzero().flatten()

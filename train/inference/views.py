@@ -1,7 +1,7 @@
 """Predictions for any picture: whole, in overlapping tiles, or from several views of it.
 
 =========  =============================================  ==============================================
-task       tiles (``judge.tile``)                         views (``judge.flip``, ``judge.scales``)
+task       tiles (``evaluator.tile``)                         views (``evaluator.flip``, ``evaluator.scales``)
 =========  =============================================  ==============================================
 semantic   class scores averaged, near a tile's edge      class scores averaged, as Mask2Former does it
            with less weight
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fast.postprocess import semantic
 
 from ..common.errors import UserError
-from ..config.segmentation import Config, Judge
+from ..config.segmentation import Config, Evaluator
 from ..data.masks import decode, encode
 from ..data.sample import Vocabulary
 from ..data.segmentation_transforms import EvalTransform, Prepared
@@ -59,7 +59,7 @@ class View:
     """
 
     def __init__(
-        self, model: nn.Module, prepared: Prepared, size, tasks, vocabulary: Vocabulary, rules: Judge, autocast
+        self, model: nn.Module, prepared: Prepared, size, tasks, vocabulary: Vocabulary, rules: Evaluator, autocast
     ):
         self.model, self.prepared, self.rules, self.autocast = model, prepared, rules, autocast
         self.things, self.size = vocabulary.things, size
@@ -127,19 +127,19 @@ class View:
 
 
 def prepare_views(picture: np.ndarray, config: Config) -> list[Prepared]:
-    """Prepare a picture (H, W, 3) uint8 at each of ``judge.scales``; with ``judge.flip`` mirrored at each, too."""
+    """Prepare a picture (H, W, 3) uint8 at each of ``evaluator.scales``; with ``evaluator.flip`` mirrored, too."""
     transform = EvalTransform(config.data.test_short, config.data.test_longest)
-    flips = (False, True) if config.judge.flip else (False,)
-    return [transform(picture, scale, flipped) for scale in config.judge.scales for flipped in flips]
+    flips = (False, True) if config.evaluator.flip else (False,)
+    return [transform(picture, scale, flipped) for scale in config.evaluator.scales for flipped in flips]
 
 
-def cut_view(prepared: Prepared, size: tuple[int, int], rules: Judge) -> list[list[Tile]]:
+def cut_view(prepared: Prepared, size: tuple[int, int], rules: Evaluator) -> list[list[Tile]]:
     """Give the rows of tiles of a prepared picture whose original is (H, W)."""
     return cut_picture(prepared.size, size, rules.tile, rules.shared)
 
 
 @torch.inference_mode()
-def predict(model, views: list[Prepared], size: tuple[int, int], tasks, vocabulary, rules: Judge, autocast) -> dict:
+def predict(model, views: list[Prepared], size: tuple[int, int], tasks, vocabulary, rules: Evaluator, autocast) -> dict:
     """Segment a picture.
 
     Parameters

@@ -1,6 +1,6 @@
-"""Instance AP and panoptic quality of Cityscapes, by its own judge (cityscapesscripts).
+"""Instance AP and panoptic quality of Cityscapes, by its own evaluator (cityscapesscripts).
 
-The judge reads files. For instances, the overlaps of predicted and true masks, which are whole numbers of pixels, are
+Theirs reads files. For instances, the overlaps of predicted and true masks, which are whole numbers of pixels, are
 counted here in run lengths, and its own functions do the matching and the averaging; for panoptic results, each image
 passes through two small files. So nothing grows with the data set but a few numbers per object.
 """
@@ -13,8 +13,8 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as instance_judge
-from cityscapesscripts.evaluation import evalPanopticSemanticLabeling as panoptic_judge
+from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as instance_evaluation
+from cityscapesscripts.evaluation import evalPanopticSemanticLabeling as panoptic_evaluation
 from PIL import Image
 
 from ..data.masks import area, encode, intersection
@@ -28,7 +28,7 @@ _GROUP = 1000  # from this number on, an id stands for one object: class id x 10
 
 
 class CityscapesInstanceEvaluator(Evaluator):
-    """Judge instances: AP (mean over overlaps 0.5 to 0.95) and AP50; both of each class.
+    """Evaluate instances: AP (mean over overlaps 0.5 to 0.95) and AP50; both of each class.
 
     Crowds are Cityscapes' groups ("cargroup"), pixels to be ignored its void classes.
 
@@ -40,15 +40,15 @@ class CityscapesInstanceEvaluator(Evaluator):
     Raises
     ------
     ValueError
-        A countable class that Cityscapes does not judge.
+        A countable class that Cityscapes does not evaluator.
     """
 
     task = "instance"
 
     def __init__(self, vocabulary: Vocabulary):
         super().__init__(vocabulary)
-        self.settings = copy.copy(instance_judge.args)
-        instance_judge.setInstanceLabels(self.settings)
+        self.settings = copy.copy(instance_evaluation.args)
+        instance_evaluation.setInstanceLabels(self.settings)
         unknown = sorted(
             {vocabulary.classes[label].name for label in vocabulary.things} - set(self.settings.instLabels)
         )
@@ -63,7 +63,9 @@ class CityscapesInstanceEvaluator(Evaluator):
         images = {name: self.images[name] for name in sorted(self.images)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # means over no class at all
-            found = instance_judge.computeAverages(instance_judge.evaluateMatches(images, self.settings), self.settings)
+            found = instance_evaluation.computeAverages(
+                instance_evaluation.evaluateMatches(images, self.settings), self.settings
+            )
         classes = found["classes"]
         return {
             "AP": 100 * float(found["allAp"]),
@@ -74,35 +76,35 @@ class CityscapesInstanceEvaluator(Evaluator):
             },
         }
 
-    def _add(self, truth: Sample, prediction: list[Instance]) -> None:
-        masks = list(self._true_masks(truth))
+    def _add(self, target: Sample, prediction: list[Instance]) -> None:
+        masks = list(self._true_masks(target))
         matches = {kind: {name: [] for name in self.settings.instLabels} for kind in ("groundTruth", "prediction")}
         for label, entry, _ in masks:
             matches["groundTruth"][self._name(label)].append(entry)
-        void = encode(truth.ignore)
+        void = encode(target.ignore)
         for number, each in enumerate(prediction):
             if each.label in self.vocabulary.things and area(each.rle):
                 matches["prediction"][self._name(each.label)].append(match(number, each, masks, void))
-        self.images[truth.name] = matches
+        self.images[target.name] = matches
 
     def _name(self, label: int) -> str:
         return self.vocabulary.classes[label].name
 
-    def _true_masks(self, truth: Sample):
-        """Give label, the judge's entry and run lengths of each object, and of each class's groups together."""
+    def _true_masks(self, target: Sample):
+        """Give label, the evaluator's entry and run lengths of each object, and of each class's groups together."""
         for label in sorted(self.vocabulary.things):
             number = self.vocabulary.classes[label].id
-            mine = truth.labels == label
-            groups = [truth.masks[mine & truth.crowd].any(0)] if (mine & truth.crowd).any() else []
+            mine = target.labels == label
+            groups = [target.masks[mine & target.crowd].any(0)] if (mine & target.crowd).any() else []
             named = [(number, mask) for mask in groups]
-            named += [(_GROUP * number + k, mask) for k, mask in enumerate(truth.masks[mine & ~truth.crowd])]
+            named += [(_GROUP * number + k, mask) for k, mask in enumerate(target.masks[mine & ~target.crowd])]
             for identity, mask in named:
-                entry = {"instID": identity, "labelID": number, "pixelCount": int((mask & ~truth.ignore).sum())}
+                entry = {"instID": identity, "labelID": number, "pixelCount": int((mask & ~target.ignore).sum())}
                 if entry["pixelCount"]:
                     yield (
                         label,
                         {**entry, "medDist": -1, "distConf": 0.0, "matchedPred": []},
-                        encode(mask & ~truth.ignore),
+                        encode(mask & ~target.ignore),
                     )
 
     def _kept(self) -> dict:
@@ -113,7 +115,7 @@ class CityscapesInstanceEvaluator(Evaluator):
 
 
 def match(number: int, instance: Instance, masks: list, void: dict) -> dict:
-    """Write what the judge wants to know of a prediction, and tell the true objects that it overlaps.
+    """Write what the evaluator wants to know of a prediction, and tell the true objects that it overlaps.
 
     Parameters
     ----------
@@ -146,28 +148,28 @@ def match(number: int, instance: Instance, masks: list, void: dict) -> dict:
 
 
 class CityscapesPanopticEvaluator(PanopticEvaluator):
-    """Judge panoptic results by Cityscapes' own count of matches; scores as ``PanopticEvaluator``.
+    """Evaluate panoptic results by Cityscapes' own count of matches; scores as ``PanopticEvaluator``.
 
     Parameters
     ----------
     vocabulary : Vocabulary
     """
 
-    def _add(self, truth: Sample, prediction: Panoptic) -> None:
+    def _add(self, target: Sample, prediction: Panoptic) -> None:
         categories = {each.id: {"isthing": int(each.is_thing)} for each in self.vocabulary.classes}
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             pair = (
-                self._write(Path(folder, "true.png"), segment_map(truth), self._true_segments(truth)),
+                self._write(Path(folder, "true.png"), segment_map(target), self._true_segments(target)),
                 self._write(Path(folder, "found.png"), prediction.map, self._segments(prediction)),
             )
-            found = panoptic_judge.pq_compute_single_core(0, [pair], folder, folder, categories)
+            found = panoptic_evaluation.pq_compute_single_core(0, [pair], folder, folder, categories)
         for label, each in enumerate(self.vocabulary.classes):
             stat = found[each.id]
             self.counts[label] += (stat.iou, stat.tp, stat.fp, stat.fn)
 
-    def _true_segments(self, truth: Sample):
-        for number, (mask, label, crowd) in enumerate(zip(truth.masks, truth.labels, truth.crowd, strict=True), 1):
-            pixels = int((mask & ~truth.ignore).sum())
+    def _true_segments(self, target: Sample):
+        for number, (mask, label, crowd) in enumerate(zip(target.masks, target.labels, target.crowd, strict=True), 1):
+            pixels = int((mask & ~target.ignore).sum())
             if pixels:
                 number_of = self.vocabulary.classes[label].id
                 yield {"id": number, "category_id": number_of, "area": pixels, "iscrowd": int(crowd)}
@@ -178,7 +180,7 @@ class CityscapesPanopticEvaluator(PanopticEvaluator):
 
     @staticmethod
     def _write(path: Path, ids: np.ndarray, segments) -> dict:
-        """Write ids as the colours of a picture, and give the judge's description of it."""
+        """Write ids as the colours of a picture, and give the evaluator's description of it."""
         Image.fromarray(id_colours(ids)).save(path, compress_level=1)
         return {"image_id": path.stem, "file_name": path.name, "segments_info": list(segments)}
 

@@ -1,8 +1,8 @@
-"""Average precision of instances, by COCO's own judge (pycocotools).
+"""Average precision of instances, by COCO's own evaluator (pycocotools).
 
-Predictions and truth are kept as run lengths until ``compute``. Objects are ordered by the ids of their images, so
-the scores do not depend on who judged which image. Only countable classes ("things") are judged: predictions of others
-are left out. Masks lose the pixels that no judge looks at, and are left out if they have no other pixel; COCO itself
+Predictions and target are kept as run lengths until ``compute``. Objects are ordered by the ids of their images, so
+the scores do not depend on who evaluated which image. Only countable classes ("things") are evaluated: predictions of
+others are left out. Masks lose the pixels that are ignored, and are left out if they have no other pixel; COCO itself
 has no such pixels, only crowds.
 
 The area that decides whether an object is small is that of its mask. COCO's json has the area of the polygon, which is
@@ -28,7 +28,7 @@ _STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "", "", "AR
 
 
 class InstanceEvaluator(Evaluator):
-    """Judge instances: AP, AP50, AP75, AP_small, AP_medium, AP_large and the recalls AR*; AP and AP50 of each class.
+    """Evaluate instances: AP, AP50, AP75, AP_small, AP_medium, AP_large and the recalls AR*; AP and AP50 of each class.
 
     Parameters
     ----------
@@ -44,34 +44,34 @@ class InstanceEvaluator(Evaluator):
         if not 0 < areas[0] < areas[1]:
             raise ValueError(f"areas must be two growing numbers of pixels, not {areas}")
         if not vocabulary.things:
-            raise ValueError(f"vocabulary {vocabulary.name} has no countable classes: instances cannot be judged")
+            raise ValueError(f"vocabulary {vocabulary.name} has no countable classes: instances cannot be evaluated")
         self.areas = areas
         self.images: dict[str, dict] = {}
 
     def compute(self) -> dict:
         """Scores in percent."""
-        images, truths, found = [], [], []
+        images, targets, found = [], [], []
         for number, name in enumerate(sorted(self.images, key=by_id), 1):
             image = self.images[name]
             images.append({"id": number, "height": image["size"][0], "width": image["size"][1]})
-            truths += [{**each, "image_id": number} for each in image["truth"]]
+            targets += [{**each, "image_id": number} for each in image["target"]]
             found += [{**each, "image_id": number} for each in image["found"]]
         classes = self.vocabulary.classes
         categories = [{"id": label, "name": classes[label].name} for label in sorted(self.vocabulary.things)]
         with contextlib.redirect_stdout(io.StringIO()):
-            return score(_index(images, categories, truths), _index(images, categories, found), self.areas)
+            return score(_index(images, categories, targets), _index(images, categories, found), self.areas)
 
-    def _add(self, truth: Sample, prediction: list[Instance]) -> None:
-        looked_at = encode(~truth.ignore) if truth.ignore.any() else None
-        self.images[truth.name] = {
-            "size": [int(side) for side in truth.ignore.shape],
-            "truth": list(self._truths(truth, looked_at)),
+    def _add(self, target: Sample, prediction: list[Instance]) -> None:
+        looked_at = encode(~target.ignore) if target.ignore.any() else None
+        self.images[target.name] = {
+            "size": [int(side) for side in target.ignore.shape],
+            "target": list(self._targets(target, looked_at)),
             "found": list(self._found(prediction, looked_at)),
         }
 
-    def _truths(self, truth: Sample, looked_at: dict | None):
+    def _targets(self, target: Sample, looked_at: dict | None):
         """Annotations of the objects that have pixels."""
-        for mask, label, crowd in zip(truth.masks, truth.labels.tolist(), truth.crowd.tolist(), strict=True):
+        for mask, label, crowd in zip(target.masks, target.labels.tolist(), target.crowd.tolist(), strict=True):
             rle = encode(mask) if looked_at is None else intersection(encode(mask), looked_at)
             if label in self.vocabulary.things and area(rle):
                 yield {"category_id": label, "segmentation": rle, "area": area(rle), "iscrowd": int(crowd)}
@@ -97,7 +97,7 @@ class InstanceEvaluator(Evaluator):
 
 
 def _index(images: list, categories: list, annotations: list) -> COCO:
-    """Make pycocotools' object of annotations; their numbers start at 1, since the judge takes 0 for no match."""
+    """Make pycocotools' object of annotations; their numbers start at 1, since the evaluator takes 0 for no match."""
     coco = COCO()
     numbered = [{**each, "id": number} for number, each in enumerate(annotations, 1)]
     coco.dataset = {"info": {}, "images": images, "categories": categories, "annotations": numbered}
@@ -105,12 +105,12 @@ def _index(images: list, categories: list, annotations: list) -> COCO:
     return coco
 
 
-def score(truth: COCO, found: COCO, areas: tuple[float, float] = AREAS) -> dict:
-    """Run COCO's judge.
+def score(target: COCO, found: COCO, areas: tuple[float, float] = AREAS) -> dict:
+    """Run COCO's evaluator.
 
     Parameters
     ----------
-    truth, found : COCO
+    target, found : COCO
         Annotations; ``found`` with scores.
     areas : tuple of float
         As of ``InstanceEvaluator``.
@@ -120,15 +120,15 @@ def score(truth: COCO, found: COCO, areas: tuple[float, float] = AREAS) -> dict:
     dict
         Scores in percent, as of ``InstanceEvaluator.compute``.
     """
-    judge = COCOeval(truth, found, "segm")
-    most = judge.params.areaRng[0][1]
-    judge.params.areaRng = [[0, most], [0, areas[0]], [areas[0], areas[1]], [areas[1], most]]
-    judge.evaluate()
-    judge.accumulate()
-    judge.summarize()
-    precision = judge.eval["precision"][..., 0, -1]  # (10 overlaps, recalls, classes), all areas, 100 detections
-    names = [each["name"] for each in truth.loadCats(judge.params.catIds)]
-    scores = {name: _percent(value) for name, value in zip(_STATS, judge.stats, strict=True) if name}
+    evaluator = COCOeval(target, found, "segm")
+    most = evaluator.params.areaRng[0][1]
+    evaluator.params.areaRng = [[0, most], [0, areas[0]], [areas[0], areas[1]], [areas[1], most]]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    precision = evaluator.eval["precision"][..., 0, -1]  # (10 overlaps, recalls, classes), all areas, 100 detections
+    names = [each["name"] for each in target.loadCats(evaluator.params.catIds)]
+    scores = {name: _percent(value) for name, value in zip(_STATS, evaluator.stats, strict=True) if name}
     return scores | {
         "per_class": {
             name: {"AP": _percent(_mean(precision[..., k])), "AP50": _percent(_mean(precision[0, :, k]))}
@@ -137,12 +137,12 @@ def score(truth: COCO, found: COCO, areas: tuple[float, float] = AREAS) -> dict:
     }
 
 
-def score_files(truth: Path, found: Path, areas: tuple[float, float] = AREAS) -> dict:
-    """Judge a results file by COCO's annotation file, as COCO's server does.
+def score_files(target: Path, found: Path, areas: tuple[float, float] = AREAS) -> dict:
+    """Evaluate a results file by COCO's annotation file, as COCO's server does.
 
     Parameters
     ----------
-    truth : Path
+    target : Path
         ``instances_val2017.json``.
     found : Path
         Results in COCO's format, as ``submission`` writes them.
@@ -155,7 +155,7 @@ def score_files(truth: Path, found: Path, areas: tuple[float, float] = AREAS) ->
         Scores in percent, as of ``InstanceEvaluator.compute``.
     """
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(str(truth))
+        coco = COCO(str(target))
         results = json.loads(Path(found).read_text())
         if not results:  # pycocotools reads no empty list
             return score(coco, _index(coco.dataset["images"], coco.dataset["categories"], []), areas)
@@ -163,7 +163,7 @@ def score_files(truth: Path, found: Path, areas: tuple[float, float] = AREAS) ->
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of what the judge filled in; -1, its sign for nothing, if that is none."""
+    """Mean of what the evaluator filled in; -1, its sign for nothing, if that is none."""
     return values[values > -1].mean() if (values > -1).any() else -1.0
 
 

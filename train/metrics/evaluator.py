@@ -1,7 +1,8 @@
-"""Judging a data set image by image: what every judge has in common.
+"""Evaluating a data set image by image: what every evaluator has in common.
 
-A judge is fed one image after the other and keeps sums, small tables or run lengths, never dense masks. With several
-processes, each judges its own images; ``gather`` joins what they kept, so that every process computes the same scores.
+An evaluator is fed one image after the other and keeps sums, small tables or run lengths, never dense masks. With
+several processes, each evaluates its own images; ``gather`` joins what they kept, so that every process computes the
+same scores.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +13,7 @@ from ..inference.predictions import check
 
 
 class Evaluator(ABC):
-    """A judge of one task.
+    """An evaluator of one task.
 
     Parameters
     ----------
@@ -23,7 +24,7 @@ class Evaluator(ABC):
     task : str
         "semantic", "instance" or "panoptic".
     names : set of str
-        Images judged so far.
+        Images evaluated so far.
     """
 
     task: str
@@ -32,26 +33,26 @@ class Evaluator(ABC):
         self.vocabulary = vocabulary
         self.names: set[str] = set()
 
-    def update(self, truth: Sample, prediction) -> None:
-        """Judge an image.
+    def update(self, target: Sample, prediction) -> None:
+        """Evaluate an image.
 
         Parameters
         ----------
-        truth : Sample
+        target : Sample
         prediction : ndarray, list of Instance, or Panoptic
-            This task's prediction for ``truth.image``.
+            This task's prediction for ``target.image``.
 
         Raises
         ------
         ValueError
-            An image judged before, or a prediction that does not fit it (see ``results.check``).
+            An image evaluated before, or a prediction that does not fit it (see ``train.inference.predictions.check``).
         """
-        check(self.task, prediction, truth.name, truth.ignore.shape, self.vocabulary.num_classes)
-        self._note([truth.name])
-        self._add(truth, prediction)
+        check(self.task, prediction, target.name, target.ignore.shape, self.vocabulary.num_classes)
+        self._note([target.name])
+        self._add(target, prediction)
 
     def gather(self, ranks: Ranks) -> None:
-        """Join what all processes have judged; each must call this once, after its last image."""
+        """Join what all processes have evaluated; each must call this once, after its last image."""
         for rank, state in enumerate(ranks.gather(self.state())):
             if rank != ranks.rank:
                 self.absorb(state)
@@ -61,14 +62,16 @@ class Evaluator(ABC):
         return {"names": sorted(self.names), "kept": self._kept()}
 
     def absorb(self, state: dict) -> None:
-        """Add another process's ``state()``; an image that both judged is a ValueError."""
+        """Add another process's ``state()``; an image that both evaluated is a ValueError."""
         self._note(state["names"])
         self._join(state["kept"])
 
     def _note(self, names) -> None:
         twice = self.names.intersection(names)
         if twice:
-            raise ValueError(f"image {min(twice)} was judged twice: give each image of a data set its own name, once")
+            raise ValueError(
+                f"image {min(twice)} was evaluated twice: give each image of a data set its own name, once"
+            )
         self.names.update(names)
 
     @abstractmethod
@@ -82,7 +85,7 @@ class Evaluator(ABC):
         """
 
     @abstractmethod
-    def _add(self, truth: Sample, prediction) -> None: ...
+    def _add(self, target: Sample, prediction) -> None: ...
 
     @abstractmethod
     def _kept(self): ...

@@ -1,4 +1,4 @@
-"""Which judges a data set has, and several of them beside each other."""
+"""Which evaluators a data set has, and several of them beside each other."""
 
 from ..common.distributed import Ranks
 from ..data.sample import Sample, Vocabulary
@@ -9,45 +9,45 @@ from .panoptic import PanopticEvaluator
 from .semantic import SemanticEvaluator
 
 
-class Judges:
-    """Several judges of one model, one a task.
+class Evaluators:
+    """Several evaluators of one model, one a task.
 
     Parameters
     ----------
-    judges : list of Evaluator
+    evaluators : list of Evaluator
     """
 
-    def __init__(self, judges: list[Evaluator]):
-        self.judges = {judge.task: judge for judge in judges}
+    def __init__(self, evaluators: list[Evaluator]):
+        self.evaluators = {evaluator.task: evaluator for evaluator in evaluators}
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks whose predictions ``update`` needs."""
-        return tuple(self.judges)
+        return tuple(self.evaluators)
 
-    def update(self, truth: Sample, predictions: dict) -> None:
-        """Judge an image by its predictions, one a task."""
-        for task, judge in self.judges.items():
-            judge.update(truth, predictions[task])
+    def update(self, target: Sample, predictions: dict) -> None:
+        """Evaluate an image by its predictions, one a task."""
+        for task, evaluator in self.evaluators.items():
+            evaluator.update(target, predictions[task])
 
     def gather(self, ranks: Ranks) -> None:
-        """Join what all processes have judged."""
-        for judge in self.judges.values():
-            judge.gather(ranks)
+        """Join what all processes have evaluated."""
+        for evaluator in self.evaluators.values():
+            evaluator.gather(ranks)
 
     def compute(self) -> dict:
-        """Scores of all judges in one dict, as ``Evaluator.compute``."""
+        """Scores of all evaluators in one dict, as ``Evaluator.compute``."""
         scores, per_class = {}, {}
-        for judge in self.judges.values():
-            found = judge.compute()
+        for evaluator in self.evaluators.values():
+            found = evaluator.compute()
             for name, values in found.pop("per_class").items():
                 per_class.setdefault(name, {}).update(values)
             scores.update(found)
         return scores | {"per_class": per_class}
 
 
-def create_judges(vocabulary: Vocabulary, tasks, areas: tuple[float, float] | None = None) -> Judges:
-    """Choose the official judges of a data set: Cityscapes' own for Cityscapes, COCO's for all others.
+def create_evaluators(vocabulary: Vocabulary, tasks, areas: tuple[float, float] | None = None) -> Evaluators:
+    """Choose the official evaluators of a data set: Cityscapes' own for Cityscapes, COCO's for all others.
 
     Parameters
     ----------
@@ -56,11 +56,11 @@ def create_judges(vocabulary: Vocabulary, tasks, areas: tuple[float, float] | No
         Of "semantic" (mIoU), "instance" (AP) and "panoptic" (PQ).
     areas : tuple of float, optional
         Mask areas in pixels up to which an object is small and from which it is large; default COCO's 32^2 and 96^2.
-        Cityscapes' judge has no such classes.
+        Cityscapes' evaluator has no such classes.
 
     Returns
     -------
-    Judges
+    Evaluators
     """
     makers = {
         "semantic": SemanticEvaluator,
@@ -72,4 +72,4 @@ def create_judges(vocabulary: Vocabulary, tasks, areas: tuple[float, float] | No
     unknown = sorted(set(tasks) - set(makers))
     if unknown:
         raise ValueError(f"unknown task {unknown[0]!r}: choose from {', '.join(makers)}")
-    return Judges([makers[task](vocabulary) for task in tasks])
+    return Evaluators([makers[task](vocabulary) for task in tasks])

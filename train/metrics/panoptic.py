@@ -16,7 +16,7 @@ from .targets import segment_map
 
 
 class PanopticEvaluator(Evaluator):
-    """Judge panoptic results: PQ, SQ, RQ, each also as *_things and *_stuff; PQ, SQ and RQ of each class.
+    """Evaluate panoptic results: PQ, SQ, RQ, each also as *_things and *_stuff; PQ, SQ and RQ of each class.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class PanopticEvaluator(Evaluator):
         self.counts = np.zeros((vocabulary.num_classes, 4))
 
     def compute(self) -> dict:
-        """Scores in percent; classes that are neither in the truth nor predicted take no part."""
+        """Scores in percent; classes that are neither in the target nor predicted take no part."""
         things = np.array([each.is_thing for each in self.vocabulary.classes])
         scores = qualities(self.counts)
         result = {}
@@ -47,8 +47,8 @@ class PanopticEvaluator(Evaluator):
         }
         return result | {"per_class": per_class}
 
-    def _add(self, truth: Sample, prediction: Panoptic) -> None:
-        self.counts += count(truth, prediction, self.vocabulary.num_classes)
+    def _add(self, target: Sample, prediction: Panoptic) -> None:
+        self.counts += count(target, prediction, self.vocabulary.num_classes)
 
     def _kept(self) -> np.ndarray:
         return self.counts
@@ -68,12 +68,12 @@ def qualities(counts: np.ndarray) -> dict[str, np.ndarray]:
     return {"PQ": quality, "SQ": segmentation, "RQ": recognition}
 
 
-def count(truth: Sample, prediction: Panoptic, classes: int) -> np.ndarray:
+def count(target: Sample, prediction: Panoptic, classes: int) -> np.ndarray:
     """Match the segments of one image.
 
     Parameters
     ----------
-    truth : Sample
+    target : Sample
     prediction : Panoptic
     classes : int
         Number C of classes.
@@ -83,12 +83,12 @@ def count(truth: Sample, prediction: Panoptic, classes: int) -> np.ndarray:
     ndarray of float64, shape (C, 4)
         As ``PanopticEvaluator.counts``.
     """
-    pixels = shared_pixels(truth, prediction)
+    pixels = shared_pixels(target, prediction)
     true_area, area, void = pixels.sum(1), pixels.sum(0), pixels[0]
     overlap = pixels / np.maximum(true_area[:, None] + area - pixels - void, 1)  # (1 + g, 1 + s)
-    true_labels = np.r_[-1, truth.labels]
+    true_labels = np.r_[-1, target.labels]
     labels = np.r_[-2, [segment.label for segment in prediction.segments]].astype(np.int64)
-    crowd = np.r_[False, truth.crowd]
+    crowd = np.r_[False, target.crowd]
     same = true_labels[:, None] == labels
     matched = same & ~crowd[:, None] & (overlap > 0.5)
     excused = void + (pixels * (same & crowd[:, None])).sum(0)
@@ -102,12 +102,12 @@ def count(truth: Sample, prediction: Panoptic, classes: int) -> np.ndarray:
     return result
 
 
-def shared_pixels(truth: Sample, prediction: Panoptic) -> np.ndarray:
+def shared_pixels(target: Sample, prediction: Panoptic) -> np.ndarray:
     """Count the pixels of each true (row) and each predicted (column) segment, (1 + g, 1 + s); 0 is none."""
     ids = np.array([0, *(segment.id for segment in prediction.segments)], dtype=np.int64)
     order = ids.argsort()
     columns = order[np.searchsorted(ids, prediction.map, sorter=order)]
-    shape = len(truth.masks) + 1, len(ids)
+    shape = len(target.masks) + 1, len(ids)
     return np.bincount(
-        (segment_map(truth) * np.int64(shape[1]) + columns).ravel(), minlength=shape[0] * shape[1]
+        (segment_map(target) * np.int64(shape[1]) + columns).ravel(), minlength=shape[0] * shape[1]
     ).reshape(shape)

@@ -1,6 +1,6 @@
-"""Mean intersection over union by a confusion matrix, as the judges of ADE20K and Cityscapes compute it.
+"""Mean intersection over union by a confusion matrix, as the evaluators of ADE20K and Cityscapes compute it.
 
-Pixels without a true label, or to be ignored, are not counted at all. A class that is neither in the truth nor
+Pixels without a true label, or to be ignored, are not counted at all. A class that is neither in the target nor
 predicted on a counted pixel takes no part in the mean.
 """
 
@@ -12,7 +12,7 @@ from .targets import NOTHING, label_map
 
 
 class SemanticEvaluator(Evaluator):
-    """Judge label maps: mIoU, mean_accuracy (of the classes in the truth), pixel_accuracy; IoU of each class.
+    """Evaluate label maps: mIoU, mean_accuracy (of the classes in the target), pixel_accuracy; IoU of each class.
 
     Parameters
     ----------
@@ -44,8 +44,8 @@ class SemanticEvaluator(Evaluator):
             },
         }
 
-    def _add(self, truth: Sample, prediction: np.ndarray) -> None:
-        true, classes = label_map(truth), self.vocabulary.num_classes
+    def _add(self, target: Sample, prediction: np.ndarray) -> None:
+        true, classes = label_map(target), self.vocabulary.num_classes
         counted = true != NOTHING
         pairs = true[counted] * classes + prediction[counted]
         self.confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

@@ -1,4 +1,4 @@
-"""Results in the formats that the official judges and servers read.
+"""Results in the formats that the official evaluators and servers read.
 
 ===========  ==================================================================================================
 task         files in the folder

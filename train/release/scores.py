@@ -1,4 +1,4 @@
-"""Judging weights that are exported, and the sample pictures that are kept with them; a part of :mod:`train.export`."""
+"""Scores of weights that are exported, and the sample pictures that are kept with them; part of :mod:`train.export`."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def open_model(state: dict, config: Section, path: str) -> nn.Module:
     return model
 
 
-def judge(model: nn.Module, state: dict, config: Section) -> dict:
+def evaluate_model(model: nn.Module, state: dict, config: Section) -> dict:
     """Measure a network on the validation pictures that its config names.
 
     Returns
@@ -71,7 +71,7 @@ def judge(model: nn.Module, state: dict, config: Section) -> dict:
     finally:
         ranks.close()
     if not values:
-        raise UserError("no validation picture could be judged")
+        raise UserError("no validation picture could be evaluated")
     return {name: value for name, value in values.items() if name not in LEFT_OUT}
 
 
@@ -155,10 +155,10 @@ def choose(source, wanted: str) -> dict[str, int]:
     return {name: places[name] for name in wanted.split(",")}
 
 
-def judge_samples(path: Path) -> dict:
+def evaluate_samples(path: Path) -> dict:
     """Measure exported weights on the sample pictures kept with them: what the file's header says they score."""
     kind = kind_of(str(path))
     state = read_file(path, kind)
     config = override(state["config"], [], CONFIGS[kind])
     pictures = read_header(path)["samples"]["pictures"]
-    return judge(open_model(state, config, str(path)), state, on_samples(config, pictures, samples_of(path)))
+    return evaluate_model(open_model(state, config, str(path)), state, on_samples(config, pictures, samples_of(path)))

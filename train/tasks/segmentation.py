@@ -23,7 +23,7 @@ from ..data.sampler import EvalKeys
 from ..data.segmentation import check_pictures, open_sets, pack_vocabulary
 from ..data.segmentation_dataset import Batch, EvalSamples, SegmentationSamples
 from ..inference.views import predict, prepare_views
-from ..metrics.evaluator_list import create_judges
+from ..metrics.evaluator_list import create_evaluators
 from ..models.autocast import autocast
 from ..models.checkpoint import SEGMENTER
 from ..models.segmenter import build_model
@@ -99,7 +99,7 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     note: Callable[[str, dict], None] = lambda name, predictions: None,
 ) -> dict:
-    """Judge a segmenter, picture after picture; nothing but sums and run lengths is kept.
+    """Evaluate a segmenter, picture after picture; nothing but sums and run lengths is kept.
 
     Parameters
     ----------
@@ -124,32 +124,32 @@ def evaluate(
     model.eval()
     source = samples.source
     vocabulary: Vocabulary = source.vocabulary
-    judges = create_judges(vocabulary, config.judge.tasks or [source.task], config.judge.areas)
+    evaluators = create_evaluators(vocabulary, config.evaluator.tasks or [source.task], config.evaluator.areas)
     bad, count = BadImages(samples), 0
     for batch in load(samples, EvalKeys(samples, 1, ranks), config, ranks.device.type == "cuda"):
         for line in bad.note(batch):
             say(line)
         if batch.asked != batch.used:
             continue
-        views = prepare_views(batch.truth.image, config) if config.judge.several else [batch.images]
+        views = prepare_views(batch.target.image, config) if config.evaluator.several else [batch.images]
         predictions = predict(
-            model, views, batch.truth.image.shape[:2], judges.tasks, vocabulary, config.judge,
+            model, views, batch.target.image.shape[:2], evaluators.tasks, vocabulary, config.evaluator,
             autocast(config, ranks),
         )  # fmt: skip
         try:
-            judges.update(batch.truth, predictions)
+            evaluators.update(batch.target, predictions)
         except ValueError as error:
             raise UserError(str(error)) from error
-        note(batch.truth.name, predictions)
+        note(batch.target.name, predictions)
         count += 1
         if stop():
             return {}
-    judges.gather(ranks)
+    evaluators.gather(ranks)
     count, missing = ranks.sums([count, len(bad.seen)])
     if not count:
         return {}
-    values = without_nan(judges.compute())
-    main = values.get(SCORES[source.task if source.task in judges.tasks else judges.tasks[0]])
+    values = without_nan(evaluators.compute())
+    main = values.get(SCORES[source.task if source.task in evaluators.tasks else evaluators.tasks[0]])
     return {"score": main, **values, "images": int(count), "bad_images": int(missing)}
 
 

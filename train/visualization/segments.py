@@ -43,7 +43,7 @@ def list_segments(task: str, prediction, vocabulary: Vocabulary, least: float) -
     return [describe_segment(*part, vocabulary) for part in parts]
 
 
-def truth_segments(sample: Sample, vocabulary: Vocabulary) -> list[dict]:
+def target_segments(sample: Sample, vocabulary: Vocabulary) -> list[dict]:
     """List a sample's masks as ``list_segments`` does; there are no scores."""
     masks = zip(sample.labels.tolist(), sample.masks, strict=True)
     parts = [(number, label, None, encode(mask)) for number, (label, mask) in enumerate(masks, 1) if mask.any()]
