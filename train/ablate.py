@@ -86,7 +86,7 @@ def check_rows(config: Config) -> None:
 
 
 def vary(config: Config, name: str, seed: int = 0, folder: str = "") -> tuple[base.Config, Config]:
-    """Make the configs of a row's two trainings, classifier and segmenter, whose checkpoints go to ``folder``."""
+    """Create the configs of a row's two trainings, classifier and segmenter, whose checkpoints go to ``folder``."""
     row, varied = config.table.rows[name], config.model_copy(deep=True)
     first = check_config(deepcopy(config.table.classify), base.Config)
     first.model.overrides |= {} if row.after_classifier else row.backbone

@@ -102,7 +102,7 @@ def focus(model: nn.Module, samples: EvalSamples) -> list[float]:
 
 
 def describe(report: dict, run: Run) -> str:
-    """Put the numbers into words."""
+    """Describe the numbers."""
     before, after = report["untrained"], report["scores"]
     look = asdict(run.val_set.source.pictures.config)
     lines = [

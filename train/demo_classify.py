@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
 
 
 def fresh_model(config: Config) -> nn.Module:
-    """Make the network as it is before training."""
+    """Create the network as it is before training."""
     torch.manual_seed(config.run.seed)
     return build_model(config)
 
@@ -87,7 +87,7 @@ def summarise(run: Run, seconds: float, untrained: list[float], trained: list[fl
 
 
 def describe(report: dict, config: Config) -> str:
-    """Put the numbers into words."""
+    """Describe the numbers."""
     look = asdict(DigitsConfig(**config.data.digits))
     merges = "  ".join(f"merge {number}: {ratio:.2f}" for number, ratio in enumerate(report["focus_ratio"], start=1))
     before = "  ".join(f"merge {number}: {r:.2f}" for number, r in enumerate(report["focus_ratio_untrained"], start=1))
@@ -109,7 +109,7 @@ def describe(report: dict, config: Config) -> str:
 
 
 def easier(config: Config) -> str:
-    """Say which pictures the first epochs train on."""
+    """Describe which pictures the first epochs train on."""
     first = ", ".join(f"{key} {value}" for key, value in config.data.digits_first.items())
     return (
         f"{config.data.first_epochs} of {config.schedule.epochs} epochs: {first}" if config.data.first_epochs else "no"
@@ -145,7 +145,7 @@ def draw_grid(model: nn.Module, pictures: ScatteredDigits) -> Figure:
 
 @torch.no_grad()
 def predict(model: nn.Module, picture: np.ndarray) -> tuple[int, float]:
-    """Give the digit the network sees, and its probability."""
+    """Return the digit the network sees, and its probability."""
     chances = model(to_input(picture))[0].softmax(0)
     return int(chances.argmax()), float(chances.max())
 

@@ -87,7 +87,7 @@ def stored(weights: dict, precision: str) -> dict:
 
 
 def scrubbed(config: Section) -> dict:
-    """Give a training's config without what belongs to the machine or to a start from other weights."""
+    """Return a training's config without what belongs to the machine or to a start from other weights."""
     plain = config.model_dump(mode="json")
     fresh = type(config)().model_dump(mode="json")
     for key in ("path", "images", "train", "val"):
@@ -139,7 +139,7 @@ def trained_scores(checkpoint: Path, best: float | None, names) -> dict:
 
 
 def commit_of() -> str:
-    """Give the commit of the working tree, marked where files differ from it; empty outside of a repository."""
+    """Return the commit of the working tree, marked where files differ from it; empty outside of a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()

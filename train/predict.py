@@ -74,7 +74,7 @@ class Predictor:
 
 
 def open_predictor(checkpoint: str | None, config: str | None, official: str | None, overrides: list[str] = ()):
-    """Make a Predictor of a checkpoint of train.segment, or of a config and official weights.
+    """Create a Predictor of a checkpoint of train.segment, or of a config and official weights.
 
     Raises
     ------

@@ -78,7 +78,7 @@ class Tree:
         self.names = sorted(info.filename for info in self.archive.infolist() if not info.is_dir())
 
     def open(self, name: str):
-        """Give what ``read_picture`` and ``read_mask`` take: a path, or a file in memory."""
+        """Return what ``read_picture`` and ``read_mask`` take: a path, or a file in memory."""
         if self.archive is None:
             return self.path / name
         info = self.archive.getinfo(name)

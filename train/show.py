@@ -61,7 +61,7 @@ def open_picture(path: str | None, side: int) -> np.ndarray:
 
 
 def open_network(options) -> tuple[nn.Module, Config, str]:
-    """Make the network the command line names, with a word on its weights."""
+    """Create the network the command line names, with a word on its weights."""
     if options.checkpoint or options.official:
         model, config = open_trained(options.checkpoint, options.config, options.official)
         return model, config, Path(options.checkpoint or options.official).name

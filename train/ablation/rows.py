@@ -158,7 +158,7 @@ class Shared:
         self.seed, self.sets = None, {}
 
     def open(self, kind: str, seed: int, open_sets) -> tuple[Remembered, Remembered]:
-        """Give the training and validation pictures of a kind of training; ``open_sets()`` opens new ones."""
+        """Return the training and validation pictures of a kind of training; ``open_sets()`` opens new ones."""
         if seed != self.seed:
             self.seed, self.sets = seed, {}
         if kind not in self.sets:

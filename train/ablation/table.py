@@ -23,7 +23,7 @@ PACKAGES = ("torch", "numpy", "timm")
 
 
 def describe_machine() -> dict:
-    """Say where and with what a run was made: ``machine`` and ``versions``."""
+    """Return where and with what a run was made: ``machine`` and ``versions``."""
     name = platform.processor() or platform.machine()
     facts = Path("/proc/cpuinfo")
     if facts.exists():

@@ -57,7 +57,7 @@ class Ranks:
         return values
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Make the processes share gradients; a lone process keeps its model."""
+        """Let the processes share gradients; a lone process keeps its model."""
         if self.size == 1:
             return model
         return DistributedDataParallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None)

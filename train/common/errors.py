@@ -101,5 +101,5 @@ def writing(path: Path):
 
 
 def one_line(error) -> str:
-    """Give an exception's message without line breaks, or its class name where it has none."""
+    """Return an exception's message without line breaks, or its class name where it has none."""
     return " ".join(str(error).split()) or type(error).__name__

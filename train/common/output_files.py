@@ -89,7 +89,7 @@ class Outputs:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Tell which file a path leads to, whatever its name; None if it leads nowhere."""
+    """Return which file a path leads to, whatever its name; None if it leads nowhere."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):

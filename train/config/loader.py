@@ -50,7 +50,7 @@ def load_config(name: str, overrides: list[str] = (), kind: type[Section] = Conf
 
 
 def override(values: dict, overrides: list[str], kind: type[Section] = Config):
-    """Make a Config of nested dicts (of a file or a checkpoint) and command-line overrides."""
+    """Create a Config of nested dicts (of a file or a checkpoint) and command-line overrides."""
     values = kind.present_names(values)
     for key, text in pair_overrides(overrides):
         section, dot, field = key.partition(".")
@@ -123,7 +123,7 @@ def read_text(text: str, annotation) -> str | None:
 
 
 def at_home(path: str) -> str:
-    """Put the home folder where a path begins with ~/, which shells do not do within --key=~/path."""
+    """Replace a leading ~/ of a path by the home folder, which shells do not do within --key=~/path."""
     return os.path.expanduser(path) if path.startswith("~/") else path
 
 
@@ -150,7 +150,7 @@ def check_config(values: dict, kind: type[Section] = Config):
 
 
 def describe(problem: dict, known: dict[str, str]) -> str:
-    """Put one of pydantic's problems into one line."""
+    """Describe one of pydantic's problems in one line."""
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}{closest(key, known)}"
@@ -184,6 +184,6 @@ def help_text(kind: type[Section] = Config) -> str:
 
 
 def closest(name: str, known) -> str:
-    """Say which known name is nearest, as the tail of a sentence."""
+    """Return the nearest known name, as the tail of a sentence."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {found[0]!r}?)" if found else ""

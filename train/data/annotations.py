@@ -99,7 +99,7 @@ class ShapeSource:
         return len(self.files)
 
     def name(self, index: int) -> str:
-        """Give a picture's name."""
+        """Return a picture's name."""
         return self.files[index][0]
 
     def order(self, generator: np.random.Generator) -> np.ndarray:
@@ -138,7 +138,7 @@ class ShapeSource:
         return Sample(image, masks[kept], labels[kept], crowd[kept], ignore, name)
 
     def label(self, shape: Shape, path: Path) -> int:
-        """Give the label of an object, or say that its class is unknown."""
+        """Return the label of an object, or raise an error if its class is unknown."""
         if shape.name not in self.labels:
             message = f"{path}: {shape.place} is of class {shape.name!r}, which is not known: correct it"
             raise DataError("unknown class", f"{message}, or add the class to {LABELS}")

@@ -36,11 +36,11 @@ class IdTable:
     advice: str = "correct the mask"
 
     def class_id(self, value: int) -> int:
-        """Give the class's id in a pixel's number."""
+        """Return the class's id in a pixel's number."""
         return value // PER_CLASS if self.numbered and value >= PER_CLASS else value
 
     def part(self, value: int, task: str) -> tuple[int, int, bool]:
-        """Say which mask a known number belongs to: (label, object number or -1, crowd)."""
+        """Return which mask a known number belongs to: (label, object number or -1, crowd)."""
         label = self.vocabulary.label_of[self.class_id(value)]
         if task == "semantic" or label not in self.vocabulary.things:
             return label, -1, False
@@ -91,7 +91,7 @@ def distinct(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def split(places: np.ndarray, parts: list[tuple[int, int, bool] | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Make one mask of all numbers that belong to the same part.
+    """Create one mask of all numbers that belong to the same part.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ class IdSource:
         return len(self.files)
 
     def name(self, index: int) -> str:
-        """Give a picture's name."""
+        """Return a picture's name."""
         return self.files[index][0]
 
     def load(self, index: int, epoch: int = 0) -> Sample:

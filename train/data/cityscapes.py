@@ -50,7 +50,7 @@ def open_panoptic_json(root: Path, split: str) -> PanopticSource:
 
 
 def vocabulary(task: str) -> Vocabulary:
-    """Give the classes in the order of their training numbers: 19, or for instances the 8 countable ones."""
+    """Return the classes in the order of their training numbers: 19, or for instances the 8 countable ones."""
     from cityscapesscripts.helpers.labels import labels
 
     evaluated = [label for label in labels if not label.ignoreInEval and (label.hasInstances or task != "instance")]
@@ -59,7 +59,7 @@ def vocabulary(task: str) -> Vocabulary:
 
 
 def id_table(task: str) -> IdTable:
-    """Say what the numbers of the masks mean."""
+    """Return what the numbers of the masks mean."""
     from cityscapesscripts.helpers.labels import labels
 
     classes = vocabulary(task)

@@ -53,7 +53,7 @@ class Batch:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Put samples together; images is None where one is to stop the run."""
+    """Collate samples; images is None where one is to stop the run."""
     images = [sample.image for sample in samples]
     return Batch(
         None if any(image is None for image in images) else torch.stack(images),

@@ -66,7 +66,7 @@ class CocoSource:
         return len(self.images)
 
     def name(self, index: int) -> str:
-        """Give a picture's id."""
+        """Return a picture's id."""
         return str(self.images[index]["id"])
 
     def order(self, generator: np.random.Generator) -> np.ndarray:
@@ -78,7 +78,7 @@ class CocoSource:
         return json.loads(self.packed[self.ends[index] : self.ends[index + 1]].tobytes())
 
     def nothing(self) -> str:
-        """Say why there is nothing to learn."""
+        """Describe why there is nothing to learn."""
         if not self.annotated:
             return "no annotation is of an image that it lists: there is nothing to learn"
         return (
@@ -112,7 +112,7 @@ class CocoSource:
         return [i for i, image in enumerate(self.images) if not os.path.isfile(self.pictures / image["file_name"])]
 
     def find_picture(self, index: int) -> Path:
-        """Give the path of a picture, or name it if it is not there."""
+        """Return the path of a picture, or raise an error if it is not there."""
         image = self.images[index]
         path = self.pictures / image["file_name"]
         if not os.path.isfile(path):
@@ -136,7 +136,7 @@ class CocoSource:
         return picture
 
     def label(self, annotation: dict, index: int) -> int:
-        """Give the label of an annotation or segment, or name its unknown category."""
+        """Return the label of an annotation or segment, or raise an error if its category is unknown."""
         category = annotation.get("category_id")
         label_of = self.vocabulary.label_of
         if isinstance(category, int | float | str) and category in label_of:
@@ -149,7 +149,7 @@ class CocoSource:
         )
 
     def is_crowd(self, annotation: dict, index: int) -> bool:
-        """Tell whether an annotation or segment is a crowd, or name the wrong mark."""
+        """Return whether an annotation or segment is a crowd, or raise an error if the mark is wrong."""
         try:
             return flag(annotation.get("iscrowd"))
         except ValueError as error:
@@ -271,7 +271,7 @@ class PanopticSource(CocoSource):
         return Sample(image, masks, labels, crowd, ids == 0, self.name(index))
 
     def mask_path(self, annotation: dict, index: int) -> Path:
-        """Give the PNG file of an annotation, or say that it names none."""
+        """Return the PNG file of an annotation, or raise an error if it names none."""
         name = annotation.get("file_name")
         try:
             return self.masks / text(name)
@@ -280,7 +280,7 @@ class PanopticSource(CocoSource):
             raise DataError("broken file_name", f"{message}: name its PNG file in {self.masks}") from error
 
     def part(self, segment: dict, index: int) -> tuple[int, int, bool]:
-        """Say which mask a segment belongs to: (label, segment or -1, crowd)."""
+        """Return which mask a segment belongs to: (label, segment or -1, crowd)."""
         label, crowd = self.label(segment, index), self.is_crowd(segment, index)
         countable = label in self.vocabulary.things
         return label, segment["id"] if countable else -1, countable and crowd

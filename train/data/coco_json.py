@@ -184,7 +184,7 @@ def check_ids(ids: list, place: str) -> None:
 
 
 def other_type(value, known) -> str:
-    """Say that an id is of another type than the known ones, as the tail of a sentence."""
+    """Return that an id is of another type than the known ones, as the tail of a sentence."""
     types = {type(each) for each in known}
     if not types or type(value) in types:
         return ""
@@ -194,7 +194,7 @@ def other_type(value, known) -> str:
 
 
 def read_vocabulary(categories: list[dict], name: str, path: Path) -> Vocabulary:
-    """Make the classes of a file's categories, in the order of their ids; countable unless it says otherwise."""
+    """Create the classes of a file's categories, in the order of their ids; countable unless it says otherwise."""
     if not categories:
         raise UserError(f"{path} lists no categories")
     classes = []
@@ -214,7 +214,7 @@ def check_names(names: list[str], path: Path) -> None:
 
 
 def task_of(path: Path) -> str:
-    """Tell whether a json's annotations are segments ("panoptic") or objects ("instance").
+    """Return whether a json's annotations are segments ("panoptic") or objects ("instance").
 
     Raises
     ------

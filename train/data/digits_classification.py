@@ -34,7 +34,7 @@ class Digits:
         return self.length
 
     def name(self, index: int) -> str:
-        """Give a name to a picture that is nowhere on disk."""
+        """Return a name for a picture that is nowhere on disk."""
         return f"digits/{self.split}/{index}"
 
     def load(self, index: int, epoch: int = 0):

@@ -17,7 +17,7 @@ COLOURS = (
 
 
 def vocabulary(task: str, backgrounds: str = "scenes") -> Vocabulary:
-    """Give the ten digits (labels 0 to 9) and, unless the task is instance, the six kinds of photographs (10 to 15)."""
+    """Return the ten digits (labels 0 to 9) and, unless the task is instance, the six kinds of photographs (10 on)."""
     names = [*CLASSES, *kinds_of(backgrounds)]
     classes = [ClassInfo(name, i, i < len(CLASSES), COLOURS[i]) for i, name in enumerate(names)]
     return Vocabulary(tuple(classes[: len(CLASSES)] if task == "instance" else classes), "digits")
@@ -48,7 +48,7 @@ class DigitsSource:
         return self.length
 
     def name(self, index: int) -> str:
-        """Give a name to a picture that is nowhere on disk."""
+        """Return a name for a picture that is nowhere on disk."""
         return f"digits_{self.split}_{index:06}"
 
     def load(self, index: int, epoch: int = 0) -> Sample:

@@ -21,7 +21,7 @@ LAYOUTS = (
 
 
 def guess(path: Path) -> str:
-    """Tell the kind of a data set from its layout.
+    """Return the kind of a data set from its layout.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ class Folders:
         return len(self.samples)
 
     def name(self, index: int) -> str:
-        """Give the path of an image."""
+        """Return the path of an image."""
         return self.samples[index][0]
 
     def load(self, index: int, epoch: int = 0):

@@ -41,7 +41,7 @@ def list_jsons(root: Path) -> list[Path]:
 
 
 def split_of(path: Path, root: Path) -> str | None:
-    """Tell a json's split by the folders it is in."""
+    """Return a json's split by the folders it is in."""
     for part in path.relative_to(root).parts[:-1]:
         for split, names in NAMES.items():
             if part.lower() in names:
@@ -183,7 +183,7 @@ def polygon(kind, points: list[tuple[float, float]]) -> list[float]:
 
 
 def circle(centre: tuple[float, float], rim: tuple[float, float]) -> list[tuple[float, float]]:
-    """Give the corners of a regular polygon for a circle, about a pixel apart."""
+    """Return the corners of a regular polygon for a circle, about a pixel apart."""
     radius = math.dist(centre, rim)
     corners = min(max(math.ceil(2 * math.pi * radius), CORNERS[0]), CORNERS[1])
     turns = [2 * math.pi * k / corners for k in range(corners)]

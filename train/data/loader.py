@@ -121,7 +121,7 @@ class BadImages:
         return lines
 
     def reason(self, index: int) -> str:
-        """Say which file was skipped and why, by reading it once more."""
+        """Describe which file was skipped and why, by reading it once more."""
         try:
             self.samples.read(index)
         except UserError as error:
@@ -130,7 +130,7 @@ class BadImages:
 
 
 def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Put ``size`` batches at a time together, the pieces of one update."""
+    """Group ``size`` batches at a time, the pieces of one update."""
     with closing(batches):
         while pieces := [batch for _, batch in zip(range(size), batches, strict=False)]:
             yield pieces

@@ -67,7 +67,7 @@ def read_segment_ids(path: Path) -> np.ndarray:
 
 
 def to_segment_ids(picture: Image.Image) -> np.ndarray:
-    """Put a panoptic mask's three channels together."""
+    """Join a panoptic mask's three channels."""
     if picture.mode not in ("RGB", "RGBA"):
         raise ValueError(f"it has mode {picture.mode}: expected an RGB picture with id = R + 256 G + 65536 B")
     return np.asarray(picture)[..., :3].astype(np.int32) @ np.array([1, 256, 65536], dtype=np.int32)

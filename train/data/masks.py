@@ -25,12 +25,12 @@ def area(rle: dict) -> int:
 
 
 def intersection(first: dict, second: dict) -> dict:
-    """Give the pixels that are in both masks, in run lengths."""
+    """Return the pixels that are in both masks, in run lengths."""
     rle = coco_mask.merge([first, second], intersect=True)
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def box(mask: np.ndarray) -> list[int]:
-    """Give a mask's bounding box [x, y, width, height]."""
+    """Return a mask's bounding box [x, y, width, height]."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1]

@@ -21,7 +21,7 @@ from .segmentation_dataset import SegmentationSamples
 
 
 def accumulation(config: Section, ranks: Ranks) -> int:
-    """Give the number of forward passes per update and rank: total batch / (batch size x ranks)."""
+    """Return the number of forward passes per update and rank: total batch / (batch size x ranks)."""
     total, each = config.run.total_batch, config.run.batch_size * ranks.size
     if total % each:
         raise UserError(
@@ -32,7 +32,7 @@ def accumulation(config: Section, ranks: Ranks) -> int:
 
 
 def updates_per_epoch(samples: Samples, config: Section) -> int:
-    """Give the number of whole batches an epoch has; what is left over waits for the next epoch's shuffle."""
+    """Return the number of whole batches an epoch has; what is left over waits for the next epoch's shuffle."""
     if len(samples) < config.run.total_batch:
         raise UserError(
             f"{len(samples)} training images are fewer than run.total_batch {config.run.total_batch}: "
@@ -108,7 +108,7 @@ class PassKeys:
                 yield [self.picture(place) for place in range(start, start + each)]
 
     def picture(self, place: int) -> tuple[int, int]:
-        """Give the (pass, index) at a place of all passes one after the other."""
+        """Return the (pass, index) at a place of all passes one after the other."""
         number, within = divmod(place, len(self.samples))
         if number not in self.orders:
             generator = np.random.default_rng([self.config.run.seed, number])

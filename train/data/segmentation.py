@@ -103,7 +103,7 @@ def settle_classes(config: Config, vocabulary: Vocabulary) -> None:
 
 
 def train_transform(data: Data) -> TrainTransform:
-    """Make what the config says is done to training pictures."""
+    """Create what the config says is done to training pictures."""
     resize = {
         "short_side": lambda: ShortSide(data.base, data.scales, data.longest),
         "large_jitter": lambda: LargeJitter(data.crop, data.scales),
@@ -124,7 +124,7 @@ def unpack_vocabulary(packed: dict) -> Vocabulary:
 
 
 def known_vocabulary(config: Config) -> Vocabulary:
-    """Give the classes of a config whose data may be absent: the data's where a path is named, or Cityscapes' own.
+    """Return the classes of a config whose data may be absent: the data's where a path is named, or Cityscapes' own.
 
     Others are numbered; they are countable if the task is instance.
     """

@@ -53,7 +53,7 @@ class Batch:
 
 
 def collate(items: list[Item]) -> Batch:
-    """Put items together; images is None where one is to stop the run."""
+    """Collate items; images is None where one is to stop the run."""
     images = [item.image for item in items]
     return Batch(
         None if any(image is None for image in images) else torch.stack(images),

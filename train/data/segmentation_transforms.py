@@ -78,7 +78,7 @@ def scaled(height: int, width: int, factor: float) -> tuple[int, int]:
 
 
 def ssd_jitter() -> v2.Transform:
-    """Make SSD's colour distortion: brightness by 32/255, contrast and saturation 0.5 to 1.5, hue by 36 degrees.
+    """Create SSD's colour distortion: brightness by 32/255, contrast and saturation 0.5 to 1.5, hue by 36 degrees.
 
     Each with probability one half, contrast either before or after saturation and hue. Brightness is multiplied, as
     torchvision does it; SSD adds.
@@ -122,7 +122,7 @@ class TrainTransform:
         self.change = v2.Compose([*steps, v2.RandomHorizontalFlip(flip)])
 
     def __call__(self, sample: Sample) -> tuple[Tensor, Objects]:
-        """Make the network's input.
+        """Create the network's input.
 
         Parameters
         ----------
@@ -168,7 +168,7 @@ def draw_window(original: tuple[int, int], size: tuple[int, int], crop: tuple[in
 
 
 def largest_share(sample: Sample, window: tuple[int, int, int, int]) -> float:
-    """Give the share of the largest class in what is annotated of a window; 1 where at most one class is there."""
+    """Return the share of the largest class in what is annotated of a window; 1 where at most one class is there."""
     top, left, height, width = window
     areas = sample.masks[:, top : top + height, left : left + width].sum(axis=(1, 2))
     areas = np.bincount(sample.labels, weights=areas) if len(areas) else np.zeros(1)

@@ -57,11 +57,11 @@ class Shards:
         return len(self.keys)
 
     def shard_of(self, index: int) -> int:
-        """Give the number of the shard that holds a sample."""
+        """Return the number of the shard that holds a sample."""
         return int(np.searchsorted(self.starts, index, side="right")) - 1
 
     def name(self, index: int) -> str:
-        """Give shard and key of a sample."""
+        """Return shard and key of a sample."""
         return f"{self.paths[self.shard_of(index)]}:{self.keys[index]}"
 
     def load(self, index: int, epoch: int = 0):
@@ -105,7 +105,7 @@ def expand(patterns: list[str]) -> list[str]:
 
 
 def most_names(pattern: str) -> int:
-    """Give a bound on the names that a pattern stands for, without making them: the product over its braces."""
+    """Return a bound on the names that a pattern stands for, without making them: the product over its braces."""
     count, commas = 1, []
     for start, end, step in RANGE.findall(pattern):
         count *= abs(int(end) - int(start)) // max(1, abs(int(step or 1))) + 1

@@ -69,7 +69,7 @@ class Census:
 
 
 def summary(split: str, census: Census) -> str:
-    """Put a split's size into one line."""
+    """Describe a split's size in one line."""
     if not census.sizes:
         return f"{split}: no picture could be used"
     small, large = (pick(census.sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
@@ -104,7 +104,7 @@ def class_table(censuses: dict[str, Census]) -> list[str]:
 
 
 def remarks(split: str, census: Census) -> list[str]:
-    """Say what is worth knowing though training copes with it."""
+    """List what is worth knowing though training copes with it."""
     lines = []
     if census.empty:
         lines.append(f"{len(census.empty)} masks without a pixel (first: {census.empty[0]}): training leaves them out")

@@ -106,7 +106,7 @@ def list_pictures(root: Path) -> dict[str, Path]:
 
 
 def picture_of(name: str, pictures: dict[str, Path], root: Path) -> Path:
-    """Give a picture's file, or where it should be."""
+    """Return a picture's file, or where it should be."""
     return pictures.get(name, root / PICTURES / f"{name}.jpg")
 
 
@@ -180,7 +180,7 @@ def read_boxes(path: Path, root: Path, pictures: dict[str, Path]) -> Annotation:
 
 
 def is_difficult(element: Element) -> bool:
-    """Tell whether an object is marked difficult."""
+    """Return whether an object is marked difficult."""
     found = (element.findtext("difficult") or "0").strip()
     try:
         return flag(found)

@@ -15,7 +15,7 @@ HARMLESS |= {"data.workers", "data.start_method"}
 
 
 def make_parser(command: str, description: str, kind: type[Section] = Config) -> Parser:
-    """Make a parser with the options that every training command has.
+    """Create a parser with the options that every training command has.
 
     Parameters
     ----------

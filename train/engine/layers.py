@@ -68,7 +68,7 @@ def is_frozen(module: nn.Module) -> bool:
 
 
 def describe_frozen(model: nn.Module, patterns: list[str]) -> list[str]:
-    """Say in a line how much is frozen; no line where nothing is."""
+    """Describe in a line how much is frozen; no line where nothing is."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     frozen, total = sum(size for size, wanted in sizes if not wanted), sum(size for size, _ in sizes)
     return [f"frozen: {frozen:,} of {total:,} parameters ({', '.join(patterns)})"] if patterns else []

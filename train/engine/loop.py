@@ -70,7 +70,7 @@ def train(config: Section, resume: Path | None = None, task: Task | None = None)
 
 
 def introduce(run: Run, log: Log, resume: Path | None) -> None:
-    """Say what is about to be trained, and how the learning rate and the batch came about."""
+    """Log what is about to be trained, and how the learning rate and the batch came about."""
     config, section = run.config, run.config.run
     size = sum(parameter.numel() for parameter in run.model.parameters())
     log.say(f"{config.model.name}: {size:,} parameters on {run.ranks.device}, {run.ranks.size} process(es)")
@@ -115,7 +115,7 @@ def conclude(run: Run, log: Log) -> None:
 
 
 def train_epoch(run: Run, log: Log, pace: Pace) -> None:
-    """Make the updates that are left of an epoch."""
+    """Make the steps that are left of an epoch."""
     section, every = run.config.run, run.progress.epochs_between
     sampler = run.progress.sampler(run.ranks, run.epoch, run.step)
     set_training(run.model, section.batch_norm)
@@ -139,7 +139,7 @@ def train_epoch(run: Run, log: Log, pace: Pace) -> None:
 
 
 def update(run: Run, pieces: list) -> tuple[float, float, bool]:
-    """Make one update of the weights.
+    """Make one step: backward over all pieces, clip, update the weights.
 
     Parameters
     ----------
@@ -266,7 +266,7 @@ def leave(run: Run) -> None:
 
 
 def stop_at_once(run: Run) -> Interrupted:
-    """Say what is kept of a run that could not save any more."""
+    """Describe what is kept of a run that could not save any more."""
     kept = [path for path in (run.folder / LAST, run.folder / PREVIOUS) if path.is_file()]
     if not kept:
         return Interrupted("\nstopped at once: no checkpoint was written yet")
@@ -274,6 +274,6 @@ def stop_at_once(run: Run) -> Interrupted:
 
 
 def stopped(run: Run, how: str) -> Interrupted:
-    """Say how a run was stopped and how to go on; only the first rank speaks."""
+    """Describe how a run was stopped and how to go on; only the first rank speaks."""
     advice = f"to go on: python -m {run.task.command} with the same config and options, and --resume"
     return Interrupted(f"\nstopped {how}; {advice}" if run.ranks.first else "")

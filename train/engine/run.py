@@ -144,7 +144,7 @@ class Run:
         }
 
     def where(self) -> dict:
-        """Say what a checkpoint is, of which run, and from when."""
+        """Return what a checkpoint is, of which run, and from when."""
         config = self.config.model_dump(mode="json")
         place = {"kind": self.task.kind, "config": config, "epoch": self.epoch, "step": self.step, "owed": self.owed}
         place["images"] = len(self.train_set)

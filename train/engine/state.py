@@ -23,7 +23,7 @@ def random_states() -> dict:
 
 
 def set_random_states(states: dict) -> None:
-    """Put generators back to the states that ``random_states`` collected.
+    """Restore generators to the states that ``random_states`` collected.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def set_random_states(states: dict) -> None:
 
 
 def set_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Put an optimiser back to a state.
+    """Restore an optimiser's state.
 
     Raises
     ------

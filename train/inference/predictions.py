@@ -51,7 +51,7 @@ class Panoptic:
 
 
 def image_id(name: str) -> int | str:
-    """Give an image's id in results: a number if its name is one, else without folders and ``_leftImg8bit``."""
+    """Return an image's id in results: a number if its name is one, else without folders and ``_leftImg8bit``."""
     plain = name.rsplit("/", 1)[-1].removesuffix("_leftImg8bit")
     return int(plain) if plain.isdecimal() else plain
 

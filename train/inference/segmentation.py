@@ -56,13 +56,13 @@ class Enlarger:
         return self.to_original(self.to_input(maps))
 
     def input_rows(self, maps: Tensor, first: int, last: int) -> Tensor:
-        """Give rows [first, last) of what ``to_input`` gives, to the last bit, from the few rows of maps they need."""
+        """Return rows [first, last) of what ``to_input`` gives, to the last bit, from the rows of maps they need."""
         above, below = max(0, first // CELL - 1), min(maps.shape[1], (last - 1) // CELL + 2)
         part = resize_bilinear(maps[:, above:below], (CELL * (below - above), self.padded[1]))
         return part[:, first - CELL * above : last - CELL * above, : self.inner[1]]
 
     def rows(self, make: Callable[[int, int], Tensor], first: int, last: int) -> Tensor:
-        """Give rows [first, last) of maps at the original's size; ``make`` gives rows of them at the input's size."""
+        """Return rows [first, last) of maps at the original's size; ``make`` gives rows of them at the input's size."""
         if self.inner == self.outer:
             return make(first, last)
         ratio = self.inner[0] / self.outer[0]
@@ -88,7 +88,7 @@ def sample_rows(maps: Tensor, places: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def run_network(model: nn.Module, image: Tensor, autocast) -> tuple[Tensor, Tensor]:
-    """Give the logits of the classes (q, classes + 1) and of the masks (q, h, w), float32, of an image (3, H, W).
+    """Return the logits of the classes (q, classes + 1) and of the masks (q, h, w), float32, of an image (3, H, W).
 
     Raises
     ------
@@ -155,7 +155,7 @@ def predict(
 
 
 def semantic_labels(classes: Tensor, masks: Tensor, enlarge: Enlarger) -> np.ndarray:
-    """Give each pixel its best class: logits (q, classes + 1) and (q, h, w) -> int64 (H, W)."""
+    """Compute each pixel's best class: logits (q, classes + 1) and (q, h, w) -> int64 (H, W)."""
     labels = np.zeros(enlarge.outer, dtype=np.int64)
     widest = max(enlarge.padded[1], enlarge.outer[1])
     step = max(1, AT_ONCE // (sum(classes.shape) * widest))
@@ -187,7 +187,7 @@ def find_instances(classes: Tensor, masks: Tensor, enlarge: Enlarger, things, to
 
 
 def find_segments(classes: Tensor, masks: Tensor, enlarge: Enlarger, things, rules: Evaluator) -> Panoptic:
-    """Give each pixel to at most one segment, as ``fast.postprocess.panoptic`` does."""
+    """Assign each pixel to at most one segment, as ``fast.postprocess.panoptic`` does."""
     scores, labels = classes.softmax(dim=-1).max(dim=-1)
     kept = ((labels != classes.shape[1] - 1) & (scores > rules.object_threshold)).nonzero().flatten()
     owner, solid, areas = share_out(masks, scores, kept, enlarge)

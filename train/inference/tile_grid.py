@@ -42,7 +42,7 @@ class Span:
         return None if self.stop == self.inner else self.stop
 
     def to_original(self, place: int) -> int:
-        """Give the first pixel of the original whose centre is at or beyond a place."""
+        """Return the first pixel of the original whose centre is at or beyond a place."""
         return -((self.inner - 2 * place * self.outer) // (2 * self.inner))
 
     @property
@@ -63,7 +63,7 @@ class Span:
         return ((pixels + 0.5) * (self.inner / self.outer) - 0.5 - self.start).clamp(0, self.length - 1)
 
     def weights(self, overlap: int) -> Tensor:
-        """Give each pixel's weight, float32: rising from both ends to 1 over as many pixels as neighbours share."""
+        """Return each pixel's weight, float32: rising from both ends to 1 over as many pixels as neighbours share."""
         distance = torch.arange(1, self.length + 1)
         return (torch.minimum(distance, distance.flip(0)) / (overlap + 1)).clamp(max=1)
 

@@ -36,13 +36,13 @@ class Part:
 
 
 def share_of_smaller(first: list[dict], second: list[dict]) -> np.ndarray:
-    """Give the pixels that masks have in common as a share of the smaller one, (n, m) float64."""
+    """Return the pixels that masks have in common as a share of the smaller one, (n, m) float64."""
     forth = coco_mask.iou(first, second, [1] * len(second))  # of the first's area
     return np.maximum(forth, coco_mask.iou(second, first, [1] * len(first)).T)
 
 
 def share_of_union(first: list[dict], second: list[dict]) -> np.ndarray:
-    """Give the masks' intersections over unions, (n, m) float64."""
+    """Return the masks' intersections over unions, (n, m) float64."""
     return coco_mask.iou(first, second, [0] * len(second))
 
 
@@ -74,7 +74,7 @@ def suppress(found: Iterable, share) -> list:
 
 
 def join(parts: list[Part]) -> np.ndarray:
-    """Give the parts of one object one number, (n,) int, from 0."""
+    """Number the parts, those of one object alike, (n,) int, from 0."""
     places: dict = {}
     for number, part in enumerate(parts):
         places.setdefault(part.tile.place, []).append(number)
@@ -118,7 +118,7 @@ def window(part: Part, shared: list[tuple[int, int]]) -> np.ndarray:
 
 
 def unite(parts: list[Part], size: tuple[int, int]) -> dict:
-    """Put the masks of parts together, in run lengths of the picture (H, W)."""
+    """Join the masks of parts, in run lengths of the picture (H, W)."""
     boxes = []
     for part in parts:
         x, y, width, height = (int(side) for side in coco_mask.toBbox(part.rle))
@@ -193,7 +193,7 @@ class PanopticJoiner:
         here[taken] = shown[taken]
 
     def result(self) -> Panoptic:
-        """Give the picture's segments: things joined across tiles, of each other class one segment."""
+        """Return the picture's segments: things joined across tiles, of each other class one segment."""
         group_of = join(self.parts).tolist()
         names = [
             (number, True) if thing else (part.label, False)

@@ -70,7 +70,7 @@ class View:
         self.enlarge = Enlarger(tuple(-(-side // CELL) for side in prepared.size), prepared.size, size)
 
     def run(self) -> Iterator[list[Shown]]:
-        """Give each row of tiles as the network sees it."""
+        """Return each row of tiles as the network sees it."""
         for row in self.tiles:
             yield [self.look(tile) for tile in row]
 
@@ -114,7 +114,7 @@ class View:
         return total / weight
 
     def scores(self, first: int, last: int) -> Tensor:
-        """Give the class scores (classes, n, W) in rows [first, last) of the original picture."""
+        """Return the class scores (classes, n, W) in rows [first, last) of the original picture."""
         scores = self.enlarge.rows(self.blend, first, last)
         return scores.flip(-1) if self.prepared.flipped else scores
 
@@ -134,7 +134,7 @@ def prepare_views(picture: np.ndarray, config: Config) -> list[Prepared]:
 
 
 def cut_view(prepared: Prepared, size: tuple[int, int], rules: Evaluator) -> list[list[Tile]]:
-    """Give the rows of tiles of a prepared picture whose original is (H, W)."""
+    """Return the rows of tiles of a prepared picture whose original is (H, W)."""
     return cut_picture(prepared.size, size, rules.tile, rules.shared)
 
 
@@ -179,7 +179,7 @@ def predict(model, views: list[Prepared], size: tuple[int, int], tasks, vocabula
 
 
 def label(looks: list[View], size: tuple[int, int]) -> np.ndarray:
-    """Give each pixel the class of the greatest mean score over the views: int64 (H, W)."""
+    """Compute each pixel's class of the greatest mean score over the views: int64 (H, W)."""
     labels = np.zeros(size, dtype=np.int64)
     widest = max(size[1], *(look.prepared.size[1] for look in looks))
     first, step = 0, 1

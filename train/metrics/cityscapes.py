@@ -91,7 +91,7 @@ class CityscapesInstanceEvaluator(Evaluator):
         return self.vocabulary.classes[label].name
 
     def _true_masks(self, target: Sample):
-        """Give label, the evaluator's entry and run lengths of each object, and of each class's groups together."""
+        """Yield label, the evaluator's entry and run lengths of each object, and of each class's groups together."""
         for label in sorted(self.vocabulary.things):
             number = self.vocabulary.classes[label].id
             mine = target.labels == label

@@ -97,7 +97,7 @@ class InstanceEvaluator(Evaluator):
 
 
 def _index(images: list, categories: list, annotations: list) -> COCO:
-    """Make pycocotools' object of annotations; their numbers start at 1, since the evaluator takes 0 for no match."""
+    """Create pycocotools' object of annotations; their numbers start at 1, since the evaluator takes 0 for no match."""
     coco = COCO()
     numbered = [{**each, "id": number} for number, each in enumerate(annotations, 1)]
     coco.dataset = {"info": {}, "images": images, "categories": categories, "annotations": numbered}

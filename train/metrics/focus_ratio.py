@@ -57,7 +57,7 @@ class Focus:
 
 
 def is_inside(positions: torch.Tensor, boxes) -> torch.Tensor:
-    """Tell for each cell (n, 2) whether its centre is in a box, or in any of several, (n,) bool."""
+    """Return for each cell (n, 2) whether its centre is in a box, or in any of several, (n,) bool."""
     centres = (positions * CELL + CELL // 2)[:, None]
     boxes = torch.tensor(boxes).reshape(-1, 4)
     return ((centres >= boxes[:, :2]) & (centres < boxes[:, 2:])).all(2).any(1)

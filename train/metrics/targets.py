@@ -8,7 +8,7 @@ NOTHING = -1  # label of a pixel that has none
 
 
 def label_map(target: Sample) -> np.ndarray:
-    """Give each pixel its label, int64 (H, W); ``NOTHING`` where no mask is, or where pixels are ignored."""
+    """Return each pixel's label, int64 (H, W); ``NOTHING`` where no mask is, or where pixels are ignored."""
     labels = np.full(target.ignore.shape, NOTHING, dtype=np.int64)
     for mask, label in zip(target.masks, target.labels, strict=True):
         labels[mask] = label
@@ -17,7 +17,7 @@ def label_map(target: Sample) -> np.ndarray:
 
 
 def segment_map(target: Sample) -> np.ndarray:
-    """Give each pixel the number of its mask, int32 (H, W) from 1; 0 where no mask is, or where pixels are ignored."""
+    """Return the number of each pixel's mask, int32 (H, W) from 1; 0 where no mask is, or where pixels are ignored."""
     numbers = np.zeros(target.ignore.shape, dtype=np.int32)
     for number, mask in enumerate(target.masks, 1):
         numbers[mask] = number

@@ -7,6 +7,6 @@ from ..config.classification import Config
 
 
 def autocast(config: Config, ranks: Ranks):
-    """Give the context in which the network runs at the config's precision."""
+    """Return the context in which the network runs at the config's precision."""
     kind = torch.float16 if config.run.amp == "fp16" else torch.bfloat16
     return torch.autocast(ranks.device.type, dtype=kind, enabled=config.run.amp != "off")

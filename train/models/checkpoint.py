@@ -117,7 +117,7 @@ def remove_drafts(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last, where the system allows it."""
+    """Flush renames in a folder to the disk, where the system allows it."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -47,12 +47,12 @@ def read_header(path: Path) -> dict:
 
 
 def resolve(weights: str) -> str:
-    """Give the checked file of weights that ship if ``weights`` is their name and no file; else ``weights`` itself."""
+    """Return the checked file of weights that ship if ``weights`` is their name, no file; else ``weights`` itself."""
     return shipped_path(weights) if weights in list_pretrained() and not Path(weights).is_file() else weights
 
 
 def shipped_path(name: str) -> str:
-    """Give the file of weights that ship, checked.
+    """Return the file of weights that ship, checked.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def shipped_path(name: str) -> str:
 
 
 def one_of(checkpoint: str | None, official: str | None, pretrained: str | None) -> str | None:
-    """Give the checkpoint that a command line names: a file's path, that of ``--pretrained NAME``, or None."""
+    """Return the checkpoint that a command line names: a file's path, that of ``--pretrained NAME``, or None."""
     if pretrained and (checkpoint or official):
         raise UserError(f"give --pretrained or --{'checkpoint' if checkpoint else 'official'}, not both")
     return shipped_path(pretrained) if pretrained else checkpoint

@@ -78,7 +78,7 @@ def read_weights(path: str) -> tuple[dict, list[str] | None]:
 
 
 def load_initial(model: nn.Module, section: Model, classes: list[str] | None = None) -> None:
-    """Put ``section.init`` into the model, leaving the classifier as created if ``section.new_classifier``.
+    """Load ``section.init`` into the model, leaving the classifier as created if ``section.new_classifier``.
 
     Where the weights' classes and the data's have the same names in another order, the classifier is renumbered.
 
@@ -123,7 +123,7 @@ def shortened(names: list[str]) -> str:
 
 
 def advice(sorts: dict[str, list[str]], odd: list[str], weights: dict) -> str:
-    """Say what to do about weights that do not fit, as the tail of a sentence."""
+    """Return what to do about weights that do not fit, as the tail of a sentence."""
     if sorts["not in the file"] or sorts["not in the model"]:
         head = "hcformer" if any(name.startswith("assignments.") for name in weights) else "mask2former"
         return f"; they are of a {head} head: see --model.head, --model.name and --model.overrides"

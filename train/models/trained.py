@@ -13,7 +13,7 @@ from .weights import load_strictly, read_official, weights_of
 
 
 def open_trained(checkpoint: str | None, config: str | None, official: str | None, overrides: list[str] = ()):
-    """Make a network with trained weights.
+    """Create a network with trained weights.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ def places_of(wanted: list[str], known: list[str]) -> list[int] | None:
 
 
 def other_classes(path, known: list[str], wanted: list[str], advice: str) -> UserError:
-    """Say that weights know other classes than the data have, naming the first few that differ."""
+    """Return an error: weights know other classes than the data have, naming the first few that differ."""
     odd = [
         [name for name in one if name not in other][:3] or one[:3] for one, other in ((known, wanted), (wanted, known))
     ]
@@ -73,7 +73,7 @@ def other_classes(path, known: list[str], wanted: list[str], advice: str) -> Use
 
 
 def renumber(weights: dict, head: str, places: list[int]) -> None:
-    """Put the rows of a classifier, ``head``.weight and ``head``.bias, into another order; rows beyond stay."""
+    """Reorder the rows of a classifier, ``head``.weight and ``head``.bias; rows beyond stay."""
     for key in (f"{head}.weight", f"{head}.bias"):
         rest = range(len(places), len(weights[key]))
         weights[key] = weights[key][[*places, *rest]]
@@ -110,12 +110,12 @@ def load_initial(model: nn.Module, path: str, classes: list[str] | None = None) 
 
 
 def head_of(model: nn.Module) -> str:
-    """Give the name of a model's classifier."""
+    """Return the name of a model's classifier."""
     return next(name for name, module in model.named_modules() if module is model.get_classifier())
 
 
 def kind_of(path: str) -> str | None:
-    """Tell what a checkpoint of this project calls itself, without running code from it; None for other files."""
+    """Return what a checkpoint of this project calls itself, without running code from it; None for other files."""
     if not Path(path).is_file():
         raise UserError(f"no checkpoint {path}")
     try:

@@ -97,7 +97,7 @@ def score_table(facts: dict) -> str:
 
 
 def describe_samples(samples: dict) -> str:
-    """Say which pictures a test repeats, and with which result."""
+    """Describe which pictures a test repeats, and with which result."""
     if not samples["pictures"]:
         return "No sample picture is kept: nothing repeats these scores without the data."
     scores = ", ".join(f"{key} {shown(value)}" for key, value in samples["scores"].items() if isinstance(value, float))

@@ -30,7 +30,7 @@ LEFT_OUT = ("score", "per_class", "bad_images", "loss")  # of an evaluation
 
 
 def open_model(state: dict, config: Section, path: str) -> nn.Module:
-    """Make the network of a checkpoint's state."""
+    """Create the network of a checkpoint's state."""
     if state["kind"] == KIND:
         return with_weights(config, weights_of(state), path)[0]
     config.model.init = config.model.backbone_init = None
@@ -76,12 +76,12 @@ def evaluate_model(model: nn.Module, state: dict, config: Section) -> dict:
 
 
 def samples_of(path: Path) -> Path:
-    """Give the folder of the sample pictures of NAME.safetensors."""
+    """Return the folder of the sample pictures of NAME.safetensors."""
     return path.with_name(f"{path.stem}_samples")
 
 
 def on_samples(config: Section, pictures: int, folder: Path) -> Section:
-    """Give the config with the sample pictures in place of the validation set."""
+    """Return the config with the sample pictures in place of the validation set."""
     config = config.model_copy(deep=True)
     if config.data.source == "digits":
         config.data.val_length = pictures

@@ -68,7 +68,7 @@ def describe_segment(number: int, label: int, score: float | None, rle: dict, vo
 
 
 def colour_of(number: int) -> np.ndarray:
-    """Give the n-th segment's colour, (3,) float from 0 to 1: eight in turn, then darker ones."""
+    """Return the n-th segment's colour, (3,) float from 0 to 1: eight in turn, then darker ones."""
     text, shade = COLOURS[number % len(COLOURS)], 1 / (1 + 0.4 * (number // len(COLOURS) % 3))
     return np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255 * shade
 
@@ -114,7 +114,7 @@ def draw_segments(axes, picture: np.ndarray, segments: list[dict], size: float =
 
 
 def middle(mask: np.ndarray) -> tuple[int, int]:
-    """Give a pixel (x, y) of a mask: the one nearest to its centre of mass."""
+    """Return a pixel (x, y) of a mask: the one nearest to its centre of mass."""
     left, top, width, height = box(mask)
     rows, columns = np.nonzero(mask[top : top + height, left : left + width])
     nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)

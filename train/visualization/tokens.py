@@ -26,12 +26,12 @@ def faded(picture: np.ndarray) -> np.ndarray:
 
 
 def centres(positions: np.ndarray) -> np.ndarray:
-    """Give the centres (n, 2) in pixels of cells (n, 2), in imshow's coordinates."""
+    """Return the centres (n, 2) in pixels of cells (n, 2), in imshow's coordinates."""
     return positions * CELL + (CELL - 1) / 2
 
 
 def squares(positions: np.ndarray, sides: np.ndarray, colours: list, fill: np.ndarray) -> PatchCollection:
-    """Make a square for each token.
+    """Create a square for each token.
 
     Parameters
     ----------
