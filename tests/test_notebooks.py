@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-ROOM = Path(__file__).parent.parent / "notebooks"
-NOTEBOOKS = sorted(ROOM.glob("*.ipynb"))
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LARGEST = 2 * 2**20  # bytes
 PATHS = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|usr|opt|mnt|Users|content)/|[A-Z]:\\\\|site-packages")
 HEADINGS = ("**What you will see", "**What you need", "## Exercises", "<details>", "README.md#glossary")
@@ -81,14 +81,14 @@ def test_notebook_asserts_its_numbers(notebook):
 
 def test_links_of_a_notebook_lead_somewhere(notebook):
     for target in re.findall(r"\]\(([^)#]+)", prose(notebook)):
-        assert target.startswith("http") or (ROOM / target).exists(), target
+        assert target.startswith("http") or (FOLDER / target).exists(), target
 
 
 def test_index_lists_every_notebook_with_its_picture():
-    index = (ROOM / "README.md").read_text()
+    index = (FOLDER / "README.md").read_text()
     for path in NOTEBOOKS:
         number = path.name[:2]
         assert f"({path.name})" in index and f"thumbnails/{number}.png" in index, path.name
-        assert 0 < (ROOM / "thumbnails" / f"{number}.png").stat().st_size < 100_000
+        assert 0 < (FOLDER / "thumbnails" / f"{number}.png").stat().st_size < 100_000
     for target in re.findall(r"\]\(([^)#]+)", index):
-        assert target.startswith("http") or (ROOM / target).exists(), target
+        assert target.startswith("http") or (FOLDER / target).exists(), target

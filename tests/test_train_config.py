@@ -1,4 +1,4 @@
-"""Configs, learning rates and optimiser groups of the training rooms."""
+"""Configs, learning rates and optimiser groups of training."""
 
 import os
 

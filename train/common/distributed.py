@@ -1,6 +1,8 @@
 """One process or many: what ``torchrun`` started, and the few sums they share.
 
-Nothing here is home-made: process groups, reductions and the gradient exchange are torch.distributed's.
+Process groups, reductions and the gradient exchange are torch.distributed's. Accelerate or Lightning would bring their
+own loop, sampler and checkpoint, with which neither exact resuming nor results that do not depend on the number of
+processes would be ours to promise; what is left to write are the few lines below.
 """
 
 import os

@@ -93,7 +93,7 @@ class Samples(Dataset):
 
     def describe(self) -> str:
         """Return what the images are for, in words."""
-        return f"{self.source.num_classes} classes"
+        return f"of {self.source.num_classes} classes"
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, asked = key

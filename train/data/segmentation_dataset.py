@@ -93,7 +93,7 @@ class SegmentationSamples(Samples):
         """Return what the pictures are for, in words."""
         vocabulary = self.source.vocabulary
         classes = f"{vocabulary.num_classes} classes ({len(vocabulary.things)} countable)"
-        return f"{self.source.task} segmentation, {classes}"
+        return f"for {self.source.task} segmentation, {classes}"
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         found = super().__getitem__(key)

@@ -77,7 +77,7 @@ def introduce(run: Run, log: Log, resume: Path | None) -> None:
     for line in describe_frozen(run.model, config.optim.freeze):
         log.say(line)
     counts = f"{len(run.train_set):,} training and {len(run.val_set):,} validation images"
-    log.say(f"{counts}, {run.train_set.describe()}; {run.progress.describe()}")
+    log.say(f"{counts} {run.train_set.describe()}; {run.progress.describe()}")
     for note in dict.fromkeys([*run.train_set.notes, *run.val_set.notes]):
         log.say(f"note: {note}")
     log.say(

@@ -4,6 +4,10 @@ A predicted and a true segment of the same class match if their intersection ove
 one such pair for each. Void (true pixels without a segment) is taken out of the union. Crowds are matched with nothing
 and missed by nobody; a prediction that lies by more than half in void and in crowds of its own class is not counted.
 PQ = SQ x RQ, SQ = mean overlap of the matches, RQ = matches / (matches + half the unmatched).
+
+Counted by hand, as panopticapi reads two folders of files, and torchmetrics' PanopticQuality
+knows neither crowds nor void that is no class; ``tests/test_seg_eval_official.py`` compares with its count where its
+rules apply.
 """
 
 import numpy as np

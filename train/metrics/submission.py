@@ -9,7 +9,8 @@ panoptic     COCO: ``panoptic_SPLIT_results.json`` and a folder of that name wit
              Cityscapes: ``cityscapes_panoptic_SPLIT.json`` and such a folder
 ===========  ==================================================================================================
 
-Pictures are written image by image; what goes into a json is kept, as run lengths, until ``close``.
+By hand, as no library writes them: the official tools only read. Pictures are written image by image; what goes into a
+json is kept, as run lengths, until ``close``.
 """
 
 import io

@@ -2,7 +2,9 @@
 
 A checkpoint is a dict of tensors and plain containers, saved by torch.save and read by ``fast.checkpoints.load``:
 reading one never runs code, and its checksums are compared. Writing goes to a draft in the same folder, which is
-flushed to the disk before it takes the name ``last.pt``; what had that name becomes ``previous.pt``.
+flushed to the disk before it takes the name ``last.pt``; what had that name becomes ``previous.pt``. By hand, as
+torch.save alone leaves half a file when the power fails, and torch.distributed.checkpoint, made for models that no
+process holds whole, writes a folder of pickled plans.
 """
 
 import io
