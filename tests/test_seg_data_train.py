@@ -8,20 +8,23 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from fast.matching import Objects
 from tests import seg_trees as trees
 from tests.seg_trees import bands
 from train.common.errors import UserError
+from train.data import classification_dataset, segmentation_dataset
 from train.data.classification_dataset import isolated_random
 from train.data.formats import open_source
 from train.data.loader import BadImages
 from train.data.normalization import MEAN, STD
 from train.data.sample import Sample
-from train.data.segmentation_dataset import SegmentationSamples, collate
+from train.data.segmentation_dataset import SegmentationDataset, collate
 from train.data.segmentation_transforms import (
     EvalTransform,
     LargeJitter,
+    Prepared,
     ShortSide,
     TrainTransform,
     draw_window,
@@ -167,7 +170,7 @@ def test_flip_turns_picture_and_masks():
 
 
 def samples_of(source, on_bad_image="skip"):
-    return SegmentationSamples(source, TrainTransform(ShortSide(32), (32, 32), 0.75, True), 5, on_bad_image)
+    return SegmentationDataset(source, TrainTransform(ShortSide(32), (32, 32), 0.75, True), 5, on_bad_image)
 
 
 def test_randomness_is_of_seed_epoch_and_index_alone(tmp_path):
@@ -217,3 +220,19 @@ def test_pictures_for_testing_keep_their_shape():
     assert whole.size == (20, 150) and whole.image.shape == (3, 32, 150) and not whole.image[:, 20:].any()
     expected = (picture[:20] / 255 - np.array(MEAN)) / np.array(STD)
     assert np.allclose(whole.image[:, :20], expected.transpose(2, 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter", "evaluation"])
+def test_batches_are_pinned_by_their_own_method(monkeypatch, kind):
+    """What DataLoader(pin_memory=True) calls, also for a batch that is to stop the run."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *rest: pinned.append(tensor.shape) or tensor)
+    image, objects = torch.zeros(2, 3, 4, 4), Objects(torch.zeros(5, dtype=torch.int64), torch.zeros(5, 4, 4) > 0)
+    batches = {
+        "classifier": classification_dataset.Batch(image, torch.zeros(2), [0, 1], [0, 1]),
+        "segmenter": segmentation_dataset.Batch(image, [objects, objects], [0, 1], [0, 1]),
+        "evaluation": segmentation_dataset.EvalBatch(Prepared(image[0], (4, 4), False), None, [0], [0]),
+    }
+    assert type(pin_memory(batches[kind])) is type(batches[kind])
+    assert len(pinned) == {"classifier": 2, "segmenter": 5, "evaluation": 1}[kind]
+    pin_memory(replace(batches[kind], images=None))

@@ -18,7 +18,7 @@ from train.common.distributed import Ranks
 from train.common.errors import Interrupted
 from train.config.loader import load_config
 from train.config.segmentation import Config
-from train.data.sampler import PassKeys
+from train.data.sampler import PassSampler
 from train.engine import loop as engine
 from train.engine.loop import train
 from train.engine.optimizer import build_optimizer, peak_rate
@@ -111,14 +111,14 @@ def test_groups_spare_norms_embeddings_and_vectors():
 def test_passes_go_on_where_the_last_ended_and_are_shared_by_ranks():
     config = config_of("--run.batch_size", 1)
     samples, ranks = run_of(config).train_set, Ranks("cpu")
-    whole = [key for batch in PassKeys(samples, config, ranks, 0, 8) for key in batch]
+    whole = [key for batch in PassSampler(samples, config, ranks, 0, 8) for key in batch]
     assert [number for number, _ in whole] == [0] * 20 + [1] * 12
     assert sorted(index for number, index in whole if number == 0) == list(range(20))
-    assert [key for batch in PassKeys(samples, config, ranks, 5, 8) for key in batch] == whole[20:]
+    assert [key for batch in PassSampler(samples, config, ranks, 5, 8) for key in batch] == whole[20:]
     shares = []
     for rank in (0, 1):
         ranks.rank, ranks.size = rank, 2
-        shares.append([key for batch in PassKeys(samples, config, ranks, 0, 8) for key in batch])
+        shares.append([key for batch in PassSampler(samples, config, ranks, 0, 8) for key in batch])
     mixed = [key for pair in zip(*(np.array(share).reshape(8, 2, 2) for share in shares), strict=True) for key in pair]
     assert np.array_equal(np.concatenate(mixed), whole)
 
@@ -157,7 +157,7 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
     command += ["--run.output", str(tmp_path / "two"), "--run.batch_size", "1"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
-    assert "4 = 1 x 2 process(es) x 2 piece(s)" in ended.stdout
+    assert "4 = 1 x 2 process(es) x 2 accumulation step(s)" in ended.stdout
     fit(tmp_path / "one", *options)
     start = run_of(config_of()).model.state_dict()
     two, one = (read_file(tmp_path / name / "last.pt", KIND) for name in ("two", "one"))
@@ -172,7 +172,7 @@ def test_loss_is_the_plain_one_in_float32_under_autocast():
     run = run_of(config_of("--run.amp", "bf16"))
     batch = run.train_set.collate([run.train_set[0, index] for index in range(3)])
     counts = engine.mean_counts(run, [batch])
-    loss = engine.piece_loss(run, batch, counts)
+    loss = engine.batch_loss(run, batch, counts)
     loss.backward()
     assert loss.dtype == torch.float32 and all(p.grad.dtype == torch.float32 for p in run.model.parameters())
     run.task.criterion.points = 4000
@@ -197,7 +197,7 @@ def test_updates_without_any_object_train_on(amp):
     run = run_of(config_of("--run.amp", amp))
     pieces = [empty(run.train_set.collate([run.train_set[0, index] for index in range(2)]))]
     for _ in range(2):
-        loss, norm, _ = engine.update(run, pieces)
+        loss, norm, _ = engine.train_step(run, pieces)
         run.step += 1
     assert np.isfinite(loss) and loss > 0
     assert all(weight.isfinite().all() for weight in run.model.state_dict().values())

@@ -18,7 +18,7 @@ from train.common.errors import UserError
 from train.config.loader import load_config
 from train.data.classification import check_classes, open_samples
 from train.data.loader import BadImages, load
-from train.data.sampler import EvalKeys, TrainKeys
+from train.data.sampler import EpochSampler, EvalSampler
 from train.data.shards import Shards, expand, most_names
 from train.metrics.classification import evaluate
 
@@ -63,7 +63,7 @@ def config_for(path, *more):
 
 def train_batches(config, epoch=0, start=0):
     samples = open_samples(config, "train")
-    return list(load(samples, TrainKeys(samples, config, Ranks("cpu"), epoch, start), config, cuda=False))
+    return list(load(samples, EpochSampler(samples, config, Ranks("cpu"), epoch, start), config, cuda=False))
 
 
 def test_shards_hold_what_folders_hold(tmp_path):
@@ -175,11 +175,11 @@ def test_ranks_share_out_an_epoch_and_an_evaluation():
     samples, ranks = open_samples(config, "train"), [Ranks("cpu"), Ranks("cpu")]
     for number, rank in enumerate(ranks):
         rank.rank, rank.size = number, 2
-    parts = [list(TrainKeys(samples, config, rank, 0, 0)) for rank in ranks]
-    whole = list(TrainKeys(samples, load_config("digits_smoke"), Ranks("cpu"), 0, 0))
+    parts = [list(EpochSampler(samples, config, rank, 0, 0)) for rank in ranks]
+    whole = list(EpochSampler(samples, load_config("digits_smoke"), Ranks("cpu"), 0, 0))
     joined = [parts[0][2 * t] + parts[0][2 * t + 1] + parts[1][2 * t] + parts[1][2 * t + 1] for t in range(4)]
     assert joined == whole
-    mine = [[key for batch in EvalKeys(samples, 5, rank) for key in batch] for rank in ranks]
+    mine = [[key for batch in EvalSampler(samples, 5, rank) for key in batch] for rank in ranks]
     assert sorted(mine[0] + mine[1]) == [(0, index) for index in range(64)]
 
 
@@ -296,7 +296,7 @@ def test_python_ends_with_loader_processes_left_over(tmp_path):
     script = (
         "import sys; from tests.test_train_data import *\n"
         f"config = config_for({str(tmp_path)!r}, '--data.workers', '2'); samples = open_samples(config, 'train')\n"
-        "batches = load(samples, TrainKeys(samples, config, Ranks('cpu'), 0, 0), config, cuda=False)\n"
+        "batches = load(samples, EpochSampler(samples, config, Ranks('cpu'), 0, 0), config, cuda=False)\n"
         "next(batches); sys.kept = batches\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -27,7 +27,7 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
     command = [*TORCHRUN, "-m", "train.classify", *options]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
-    assert "16 = 4 x 2 process(es) x 2 piece(s)" in ended.stdout
+    assert "16 = 4 x 2 process(es) x 2 accumulation step(s)" in ended.stdout
     assert ended.stdout.count("training and 11 validation images") == 1, "one process speaks"
     run = train(load_config("digits_smoke", [*OPTIONS, "--run.output", str(tmp_path / "one")]))
     two, one = (read_file(tmp_path / name / "last.pt") for name in ("two", "one"))

@@ -167,13 +167,13 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, monkeypatch, capsys)
     options = ["--optim.freeze", "[backbone.stages.0, backbone.patch_embedding]", "--optim.layer_decay", 0.8, *EMA]
     whole = fit(tmp_path / "whole", *options)
     assert "frozen: " in capsys.readouterr().out
-    honest = engine.update
+    honest = engine.train_step
 
     def stop_at_3(run, pieces):
         run.stop.signal = 2 if run.done == 3 else run.stop.signal
         return honest(run, pieces)
 
-    monkeypatch.setattr(engine, "update", stop_at_3)
+    monkeypatch.setattr(engine, "train_step", stop_at_3)
     config = config_of("--run.output", tmp_path / "stopped", *options)
     with pytest.raises(Interrupted):
         train(config, task=Segmentation(config))

@@ -155,16 +155,16 @@ def test_a_run_is_not_overwritten_unasked(tmp_path):
 @pytest.mark.parametrize("where", ["loss", "gradient norm"])
 def test_loss_not_finite_stops_and_saves_the_batch(tmp_path, monkeypatch, where):
     config = load_config("digits_smoke", ["--run.output", str(tmp_path)])
-    honest, calls = engine.piece_loss, []
+    honest, calls = engine.batch_loss, []
 
-    def spoilt(run, batch):
+    def spoilt(run, *rest):
         calls.append(1)
-        loss, rooted = honest(run, batch), (0 * run.model.head.weight).abs().sqrt().sum()  # 0, with no gradient there
+        loss, rooted = honest(run, *rest), (0 * run.model.head.weight).abs().sqrt().sum()  # 0, with no gradient there
         if len(calls) < 3:
             return loss
         return loss * float("nan") if where == "loss" else loss + rooted
 
-    monkeypatch.setattr(engine, "piece_loss", spoilt)
+    monkeypatch.setattr(engine, "batch_loss", spoilt)
     with pytest.raises(UserError, match=f"{where} is nan at epoch 1, update 2 .learning rate") as caught:
         train(config)
     assert "\n" not in str(caught.value)

@@ -64,11 +64,11 @@ def test_a_second_ctrl_c_acts_at_once_and_says_what_is_kept(tmp_path, monkeypatc
             raise KeyboardInterrupt
         return honest(run, *rest)
 
-    honest = engine.update
-    monkeypatch.setattr(engine, "update", interrupted)
+    honest = engine.train_step
+    monkeypatch.setattr(engine, "train_step", interrupted)
     with pytest.raises(Interrupted, match="at once, without saving; .*last.pt is kept; .*--resume"):
         engine.train(load_config("digits_smoke", ["--run.output", str(tmp_path / "a"), *LONG]))
-    monkeypatch.setattr(engine, "update", lambda run, *rest: interrupted(type("At6", (), {"done": 6})))
+    monkeypatch.setattr(engine, "train_step", lambda run, *rest: interrupted(type("At6", (), {"done": 6})))
     with pytest.raises(Interrupted, match="stopped at once: no checkpoint was written yet"):
         engine.train(load_config("digits_smoke", ["--run.output", str(tmp_path / "b"), *LONG]))
 

@@ -16,7 +16,7 @@ from .common.errors import Parser, UserError, run_command
 from .data.formats import KINDS, guess, open_source
 from .data.images import ImageError
 from .data.sample import TASKS
-from .data.segmentation_dataset import SegmentationSamples
+from .data.segmentation_dataset import SegmentationDataset
 from .data.statistics import Census, class_table, complaints, remarks, summary
 
 
@@ -35,7 +35,7 @@ def count(source, split: str, limit: int | None) -> Census:
     -------
     Census
     """
-    census, samples = Census(source.vocabulary), SegmentationSamples(source, None, 0, "stop")
+    census, samples = Census(source.vocabulary), SegmentationDataset(source, None, 0, "stop")
     for error in getattr(source, "problems", list)():
         census.note(error)
     chosen = np.unique(np.linspace(0, len(source) - 1, min(limit or len(source), len(source))).round().astype(int))

@@ -23,7 +23,7 @@ from .common.errors import Parser, UserError, run_command
 from .config.loader import load_config
 from .config.segmentation import Config
 from .data.segmentation import open_sets
-from .data.segmentation_dataset import EvalSamples
+from .data.segmentation_dataset import EvalDataset
 from .engine.command_line import clear
 from .engine.loop import train
 from .engine.run import Run
@@ -94,7 +94,7 @@ def measure_untrained(config: Config) -> dict:
     return {"scores": {name: scores.get(name) for name in SCORES}, "focus_ratio": focus(model, samples)}
 
 
-def focus(model: nn.Module, samples: EvalSamples) -> list[float]:
+def focus(model: nn.Module, samples: EvalDataset) -> list[float]:
     """Measure the focus ratio after each merge, over all validation pictures."""
     model.eval()
     found = measure_focus(lambda images: model.backbone.run_stages(images)[0], samples.source.pictures, len(samples))

@@ -11,14 +11,14 @@ from torch import nn
 from .common.distributed import Ranks
 from .common.errors import Parser, UserError, run_command
 from .data.classification import open_samples
-from .data.classification_dataset import Samples
+from .data.classification_dataset import ImageDataset
 from .metrics.classification import evaluate
 from .models.pretrained import one_of
 from .models.trained import open_trained
 from .models.weights import head_of, other_classes, places_of, renumber
 
 
-def match_classes(model: nn.Module, samples: Samples, path: str) -> None:
+def match_classes(model: nn.Module, samples: ImageDataset, path: str) -> None:
     """Renumber a trained classifier as some data number the same names; refuse data with other names."""
     wanted, known = samples.class_names, model.class_names
     if not (wanted and known):

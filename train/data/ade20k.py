@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..common.errors import UserError
-from .category_maps import IdSource, IdTable
+from .category_maps import CategoryMap, MaskSource
 from .coco_json import read_text
 from .images import list_pictures
 from .sample import ClassInfo, Vocabulary
@@ -13,7 +13,7 @@ NAMES = "objectInfo150.txt"
 FOLDERS = {"train": "training", "val": "validation"}
 
 
-def open_ade20k(root: Path, split: str) -> IdSource:
+def open_ade20k(root: Path, split: str) -> MaskSource:
     """Open images/{training,validation} and annotations/{training,validation}.
 
     Parameters
@@ -34,7 +34,7 @@ def open_ade20k(root: Path, split: str) -> IdSource:
         raise UserError(f"no {lacking}: expected ADE20K's images/ and annotations/")
     files = [(path.stem, path, masks / f"{path.stem}.png") for path in pictures]
     advice = "annotations number the classes 1 to 150 and 0 for none: use those of ADEChallengeData2016"
-    return IdSource(files, IdTable(read_vocabulary(root / NAMES), frozenset([0]), advice=advice), "semantic")
+    return MaskSource(files, CategoryMap(read_vocabulary(root / NAMES), frozenset([0]), advice=advice), "semantic")
 
 
 def read_vocabulary(path: Path) -> Vocabulary:

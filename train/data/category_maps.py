@@ -13,7 +13,7 @@ SMALL = 1 << 16  # numbers below are looked up in a table
 
 
 @dataclass(frozen=True)
-class IdTable:
+class CategoryMap:
     """What the numbers of a data set's masks mean; any other number is unknown.
 
     Parameters
@@ -47,7 +47,7 @@ class IdTable:
         return (label, value, False) if value >= PER_CLASS else (label, -1, True)
 
 
-def read_sample(picture: Path, mask: Path, table: IdTable, task: str, name: str) -> Sample:
+def read_sample(picture: Path, mask: Path, table: CategoryMap, task: str, name: str) -> Sample:
     """Read a picture and its mask of numbers.
 
     Raises
@@ -113,19 +113,19 @@ def split(places: np.ndarray, parts: list[tuple[int, int, bool] | None]) -> tupl
     return masks, np.array([p[0] for p in found], dtype=np.int64), np.array([p[2] for p in found], dtype=bool)
 
 
-class IdSource:
+class MaskSource:
     """Pictures with masks of numbers.
 
     Parameters
     ----------
     files : list of (name, picture, mask)
-    table : IdTable
+    table : CategoryMap
     task : str
     notes : list of str
         What is worth knowing of how they are read.
     """
 
-    def __init__(self, files: list[tuple[str, Path, Path]], table: IdTable, task: str, notes: list[str] = ()):
+    def __init__(self, files: list[tuple[str, Path, Path]], table: CategoryMap, task: str, notes: list[str] = ()):
         self.notes = list(notes)
         self.files, self.table, self.task, self.vocabulary = files, table, task, table.vocabulary
 

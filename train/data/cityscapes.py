@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..common.errors import UserError
-from .category_maps import IdSource, IdTable
+from .category_maps import CategoryMap, MaskSource
 from .coco import PanopticSource
 from .sample import ClassInfo, Vocabulary
 
@@ -36,7 +36,7 @@ def open_cityscapes(root: Path, split: str, task: str):
     suffix = "labelIds" if task == "semantic" else "instanceIds"
     names = [path.name.removesuffix(PICTURE) for path in pictures]
     masks = [root / "gtFine" / split / name.split("_")[0] / f"{name}_gtFine_{suffix}.png" for name in names]
-    return IdSource(list(zip(names, pictures, masks, strict=True)), id_table(task), task)
+    return MaskSource(list(zip(names, pictures, masks, strict=True)), category_map(task), task)
 
 
 def open_panoptic_json(root: Path, split: str) -> PanopticSource:
@@ -58,7 +58,7 @@ def vocabulary(task: str) -> Vocabulary:
     return Vocabulary(tuple(classes), "cityscapes")
 
 
-def id_table(task: str) -> IdTable:
+def category_map(task: str) -> CategoryMap:
     """Return what the numbers of the masks mean."""
     from cityscapesscripts.helpers.labels import labels
 
@@ -66,4 +66,4 @@ def id_table(task: str) -> IdTable:
     ignored = frozenset(label.id for label in labels if label.ignoreInEval and label.id >= 0)
     background = frozenset(label.id for label in labels if not label.ignoreInEval) - classes.label_of.keys()
     advice = "use the masks of gtFine as they are (labelIds and instanceIds, not labelTrainIds)"
-    return IdTable(classes, ignored, background, numbered=task != "semantic", advice=advice)
+    return CategoryMap(classes, ignored, background, numbered=task != "semantic", advice=advice)

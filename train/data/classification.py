@@ -6,12 +6,12 @@ from timm.data import create_transform
 
 from ..common.errors import UserError
 from ..config.classification import Augment, Config, Data
-from .classification_dataset import Samples
+from .classification_dataset import ImageDataset
 from .digits_classification import Digits
 from .image_folders import LAYOUT, Folders
 
 
-def open_samples(config: Config, split: str, source=None) -> Samples:
+def open_samples(config: Config, split: str, source=None) -> ImageDataset:
     """Open the images of a split ("train" or "val") with their transforms, or take a source that is open."""
     source = source or open_source(config, split)
     if source.num_classes is not None and source.num_classes != config.model.num_classes:
@@ -20,7 +20,7 @@ def open_samples(config: Config, split: str, source=None) -> Samples:
             f"{config.model.num_classes}: pass --model.num_classes {source.num_classes}"
         )
     transform = train_transform(config) if split == "train" else test_transform(config.data)
-    return Samples(source, transform, config.run.seed, config.data.on_bad_image)
+    return ImageDataset(source, transform, config.run.seed, config.data.on_bad_image)
 
 
 def check_classes(train, val) -> None:

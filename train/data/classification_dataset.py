@@ -1,7 +1,7 @@
 """Images with a label each, from any source, transformed and put into batches.
 
 A *source* has ``__len__``, ``load(index, epoch) -> (picture, label)``, ``name(index) -> str`` and ``order(generator)``,
-the order of one epoch. ``Samples`` puts transforms and the care for unreadable images around it.
+the order of one epoch. ``ImageDataset`` puts transforms and the care for unreadable images around it.
 """
 
 import random
@@ -63,7 +63,7 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
-class Samples(Dataset):
+class ImageDataset(Dataset):
     """A source with transforms, whose randomness is a function of (seed, epoch, index) alone.
 
     Parameters

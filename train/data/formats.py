@@ -67,7 +67,7 @@ def tasks_of(path: Path, kind: str) -> tuple[str, ...]:
     if kind == "voc":
         return voc.tasks_of(path)
     if kind == "folder":
-        return TASKS if folders.id_table(path, "semantic")[0].vocabulary.things else ("semantic",)
+        return TASKS if folders.category_map(path, "semantic")[0].vocabulary.things else ("semantic",)
     return TASKS_OF.get(kind, TASKS)
 
 

@@ -11,16 +11,16 @@ from torch.utils.data import DataLoader
 
 from ..common.errors import UserError
 from ..config.section import Section
-from .classification_dataset import Batch, Samples
+from .classification_dataset import Batch, ImageDataset
 
 
-def load(samples: Samples, keys, config: Section, cuda: bool) -> Iterator[Batch]:
+def load(samples: ImageDataset, sampler, config: Section, cuda: bool) -> Iterator[Batch]:
     """Read batches ahead in worker processes.
 
     Parameters
     ----------
-    samples : Samples
-    keys : TrainKeys or EvalKeys
+    samples : ImageDataset
+    sampler : EpochSampler, PassSampler or EvalSampler
     config : Section
     cuda : bool
         Whether batches go to a GPU, that is, are put in pinned memory.
@@ -40,7 +40,7 @@ def load(samples: Samples, keys, config: Section, cuda: bool) -> Iterator[Batch]
         raise UserError(f"data.start_method {method} is not to be had on this system: choose from {known}, or null")
     loader = DataLoader(
         samples,
-        batch_sampler=keys,
+        batch_sampler=sampler,
         num_workers=config.data.workers,
         collate_fn=samples.collate,
         worker_init_fn=leave_signals_to_parent,
@@ -67,7 +67,7 @@ def end_loaders() -> None:
             process.kill()
 
 
-def unreadable(samples: Samples, batch: Batch) -> UserError:
+def unreadable(samples: ImageDataset, batch: Batch) -> UserError:
     """Name the image that stopped a batch."""
     for index in dict.fromkeys(batch.used):
         try:
@@ -103,10 +103,10 @@ class BadImages:
 
     Parameters
     ----------
-    samples : Samples
+    samples : ImageDataset
     """
 
-    def __init__(self, samples: Samples):
+    def __init__(self, samples: ImageDataset):
         self.samples, self.seen = samples, set()
 
     def note(self, batch: Batch) -> list[str]:
@@ -130,7 +130,7 @@ class BadImages:
 
 
 def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Group ``size`` batches at a time, the pieces of one update."""
+    """Group ``size`` batches at a time, those of one step."""
     with closing(batches):
-        while pieces := [batch for _, batch in zip(range(size), batches, strict=False)]:
-            yield pieces
+        while group := [batch for _, batch in zip(range(size), batches, strict=False)]:
+            yield group

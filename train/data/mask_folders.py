@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..common.errors import UserError, one_line
-from .category_maps import PER_CLASS, IdSource, IdTable, distinct
+from .category_maps import PER_CLASS, CategoryMap, MaskSource, distinct
 from .coco_json import check_names, parse_json, shown, text, whole
 from .coco_layouts import NAMES
 from .images import describe_unread, list_pictures, walk_files
@@ -34,7 +34,7 @@ MASKS = (".png", ".tif", ".tiff", ".bmp", ".gif")  # without loss, best first
 FORMAT = '{"names": {"1": "cat", "7": "grass"}, "things": ["cat"], "ignore": [0, 255]}'
 
 
-def open_folder(root: Path, split: str, task: str = "semantic") -> IdSource:
+def open_folder(root: Path, split: str, task: str = "semantic") -> MaskSource:
     """Open one split of a folder.
 
     Parameters
@@ -48,14 +48,14 @@ def open_folder(root: Path, split: str, task: str = "semantic") -> IdSource:
     UserError
         No pictures, or a classes.json that cannot be used.
     """
-    table, notes = id_table(root, task)
+    table, notes = category_map(root, task)
     if task != "semantic" and not table.vocabulary.things:
         raise UserError(f"{root} has no countable classes for task {task}: name them under things in {CLASSES}")
     files, unread = list_files(root, split), describe_unread(root)
     if not files:
         more = f" ({unread})" if unread else ""
         raise UserError(f"no pictures for {split} in {root}{more}: expected images/ and masks/, or {split}/images/ ...")
-    return IdSource(files, table, task, [*notes, *([unread] if unread else [])])
+    return MaskSource(files, table, task, [*notes, *([unread] if unread else [])])
 
 
 def list_files(root: Path, split: str) -> list[tuple[str, Path, Path]]:
@@ -106,7 +106,7 @@ def pairs(folders: tuple[Path, Path] | None) -> list[tuple[str, Path, Path]]:
     return found
 
 
-def id_table(root: Path, task: str) -> tuple[IdTable, list[str]]:
+def category_map(root: Path, task: str) -> tuple[CategoryMap, list[str]]:
     """Read what the numbers mean from classes.json, or take those there are; with what is worth knowing of that."""
     path = root / CLASSES
     notes = []
@@ -119,7 +119,7 @@ def id_table(root: Path, task: str) -> tuple[IdTable, list[str]]:
     background = frozenset(each.id for each in infos if each not in wanted)
     advice = f"name them, or list them under ignore, in {path}: {FORMAT}"
     vocabulary = Vocabulary(tuple(wanted), root.resolve().name)
-    return IdTable(vocabulary, frozenset(ignored), background, numbered=bool(things), advice=advice), notes
+    return CategoryMap(vocabulary, frozenset(ignored), background, numbered=bool(things), advice=advice), notes
 
 
 def read_classes(path: Path) -> tuple[dict[int, str], set[str], set[int]]:

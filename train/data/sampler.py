@@ -1,7 +1,7 @@
 """Which images make which batch.
 
 Epoch e's order is a function of (seed, e). Update t of the epoch takes images t T ... (t + 1) T - 1 of it, T being the
-total batch; rank r takes the r-th part, in pieces of ``batch_size`` where gradients are accumulated. So the images of
+total batch; rank r takes the r-th part, in batches of ``batch_size`` where gradients are accumulated. So the images of
 an update depend neither on the number of processes nor on where a run was resumed.
 
 A segmenter's pictures come in passes, pass p's order being a function of (seed, p); update t of the run takes the
@@ -16,11 +16,11 @@ from ..common.distributed import Ranks
 from ..common.errors import UserError
 from ..config.section import Section
 from ..config.segmentation import Config
-from .classification_dataset import Samples
-from .segmentation_dataset import SegmentationSamples
+from .classification_dataset import ImageDataset
+from .segmentation_dataset import SegmentationDataset
 
 
-def accumulation(config: Section, ranks: Ranks) -> int:
+def accumulation_steps(config: Section, ranks: Ranks) -> int:
     """Return the number of forward passes per update and rank: total batch / (batch size x ranks)."""
     total, each = config.run.total_batch, config.run.batch_size * ranks.size
     if total % each:
@@ -31,7 +31,7 @@ def accumulation(config: Section, ranks: Ranks) -> int:
     return total // each
 
 
-def updates_per_epoch(samples: Samples, config: Section) -> int:
+def steps_per_epoch(samples: ImageDataset, config: Section) -> int:
     """Return the number of whole batches an epoch has; what is left over waits for the next epoch's shuffle."""
     if len(samples) < config.run.total_batch:
         raise UserError(
@@ -41,22 +41,22 @@ def updates_per_epoch(samples: Samples, config: Section) -> int:
     return len(samples) // config.run.total_batch
 
 
-class TrainKeys:
+class EpochSampler:
     """The keys (epoch, index) of this rank's batches, from update ``start`` of an epoch on.
 
     Parameters
     ----------
-    samples : Samples
+    samples : ImageDataset
     config : Section
     ranks : Ranks
     epoch, start : int
     """
 
-    def __init__(self, samples: Samples, config: Section, ranks: Ranks, epoch: int, start: int):
-        total, pieces = config.run.total_batch, accumulation(config, ranks)
+    def __init__(self, samples: ImageDataset, config: Section, ranks: Ranks, epoch: int, start: int):
+        total, batches = config.run.total_batch, accumulation_steps(config, ranks)
         order = samples.source.order(np.random.default_rng([config.run.seed, epoch]))
-        updates = updates_per_epoch(samples, config)
-        shares = order[: updates * total].reshape(updates, ranks.size, pieces, config.run.batch_size)
+        updates = steps_per_epoch(samples, config)
+        shares = order[: updates * total].reshape(updates, ranks.size, batches, config.run.batch_size)
         self.epoch, self.batches = epoch, shares[start:, ranks.rank].reshape(-1, config.run.batch_size)
 
     def __len__(self):
@@ -67,10 +67,10 @@ class TrainKeys:
             yield [(self.epoch, int(index)) for index in batch]
 
 
-class EvalKeys:
+class EvalSampler:
     """This rank's part of a split, every image once over all ranks, none repeated to fill up."""
 
-    def __init__(self, samples: Samples, batch_size: int, ranks: Ranks):
+    def __init__(self, samples: ImageDataset, batch_size: int, ranks: Ranks):
         self.mine, self.batch_size = np.arange(ranks.rank, len(samples), ranks.size), batch_size
 
     def __len__(self):
@@ -81,30 +81,30 @@ class EvalKeys:
             yield [(0, int(index)) for index in self.mine[first : first + self.batch_size]]
 
 
-class PassKeys:
+class PassSampler:
     """The keys (pass, index) of this rank's batches, from one update of the run on.
 
     Parameters
     ----------
-    samples : SegmentationSamples
+    samples : SegmentationDataset
     config : Config
     ranks : Ranks
     first, last : int
         Updates of the run, the latter exclusive.
     """
 
-    def __init__(self, samples: SegmentationSamples, config: Config, ranks: Ranks, first: int, last: int):
+    def __init__(self, samples: SegmentationDataset, config: Config, ranks: Ranks, first: int, last: int):
         self.samples, self.config, self.ranks, self.updates = samples, config, ranks, range(first, last)
-        self.pieces, self.orders = accumulation(config, ranks), {}
+        self.accumulation, self.orders = accumulation_steps(config, ranks), {}
 
     def __len__(self):
-        return len(self.updates) * self.pieces
+        return len(self.updates) * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         total, each = self.config.run.total_batch, self.config.run.batch_size
         for update in self.updates:
-            mine = update * total + self.ranks.rank * self.pieces * each
-            for start in range(mine, mine + self.pieces * each, each):
+            mine = update * total + self.ranks.rank * self.accumulation * each
+            for start in range(mine, mine + self.accumulation * each, each):
                 yield [self.picture(place) for place in range(start, start + each)]
 
     def picture(self, place: int) -> tuple[int, int]:

@@ -9,11 +9,11 @@ from . import cityscapes
 from .digits_segmentation import LOOK, DigitsSource
 from .formats import LAYOUTS, open_source
 from .sample import ClassInfo, Vocabulary
-from .segmentation_dataset import EvalSamples, SegmentationSamples
+from .segmentation_dataset import EvalDataset, SegmentationDataset
 from .segmentation_transforms import EvalTransform, LargeJitter, ShortSide, TrainTransform, unscaled
 
 
-def open_sets(config: Config) -> tuple[SegmentationSamples, EvalSamples]:
+def open_sets(config: Config) -> tuple[SegmentationDataset, EvalDataset]:
     """Open the training and validation pictures with their transforms.
 
     Parameters
@@ -35,8 +35,8 @@ def open_sets(config: Config) -> tuple[SegmentationSamples, EvalSamples]:
     if not getattr(train, "objects", True):
         raise UserError(f"{train.path}: {train.nothing()}")
     data, seed = config.data, config.run.seed
-    train_set = SegmentationSamples(train, train_transform(data), seed, data.on_bad_image)
-    return train_set, EvalSamples(val, EvalTransform(data.test_short, data.test_longest), seed, data.on_bad_image)
+    train_set = SegmentationDataset(train, train_transform(data), seed, data.on_bad_image)
+    return train_set, EvalDataset(val, EvalTransform(data.test_short, data.test_longest), seed, data.on_bad_image)
 
 
 def check_pictures(source, on_bad_image: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from fast.matching import Objects
 
 from ..common.errors import one_line
-from .classification_dataset import Samples
+from .classification_dataset import ImageDataset
 from .images import READ_ERRORS, ImageError
 from .sample import Sample
 from .segmentation_transforms import EvalTransform, Prepared
@@ -63,7 +63,7 @@ def collate(items: list[Item]) -> Batch:
     )
 
 
-class SegmentationSamples(Samples):
+class SegmentationDataset(ImageDataset):
     """A source with a transform, whose randomness is a function of (seed, epoch, index) alone.
 
     Parameters
@@ -136,7 +136,7 @@ class WithTarget:
         return self.transform(sample.image), sample
 
 
-class EvalSamples(SegmentationSamples):
+class EvalDataset(SegmentationDataset):
     """A source whose pictures are prepared for testing, one a batch, each with its Sample.
 
     Parameters

@@ -23,7 +23,7 @@ from defusedxml.ElementTree import fromstring
 
 from ..common.errors import UserError, one_line
 from .annotations import BACKGROUND, LABELS, Annotation, Shape, ShapeSource, class_name, class_names, read_labels
-from .category_maps import IdSource, IdTable, distinct, split, unknown_ids
+from .category_maps import CategoryMap, MaskSource, distinct, split, unknown_ids
 from .coco_json import flag, read_text
 from .coco_layouts import NAMES
 from .images import SUFFIXES, walk_files
@@ -80,9 +80,9 @@ def open_voc(root: Path, split: str, task: str, boxes: bool = False):
     files = [(name, picture_of(name, pictures, root), root / CLASSES / f"{name}.png") for name in listed]
     advice = f"name the classes in {path}, a line each, or correct the mask"
     if task == "semantic":
-        table = IdTable(Vocabulary((BACKGROUND, *infos), "voc"), frozenset({VOID}), advice=advice)
-        return IdSource(files, table, task)
-    table = IdTable(Vocabulary(tuple(infos), "voc"), frozenset({VOID}), frozenset({0}), advice=advice)
+        table = CategoryMap(Vocabulary((BACKGROUND, *infos), "voc"), frozenset({VOID}), advice=advice)
+        return MaskSource(files, table, task)
+    table = CategoryMap(Vocabulary(tuple(infos), "voc"), frozenset({VOID}), frozenset({0}), advice=advice)
     return ObjectSource(files, table, task)
 
 
@@ -201,8 +201,8 @@ def number(element: Element, path: str) -> float:
     raise ValueError(f"{path} {written}")
 
 
-class ObjectSource(IdSource):
-    """Pictures with a mask of class numbers and one of object numbers; parameters as for IdSource."""
+class ObjectSource(MaskSource):
+    """Pictures with a mask of class numbers and one of object numbers; parameters as for MaskSource."""
 
     def load(self, index: int, epoch: int = 0) -> Sample:
         """Read a picture and its objects, the same in every epoch.

@@ -1,6 +1,6 @@
 """The loop: read batches, step, log, save; and stop cleanly when asked to.
 
-One update:  for each piece of the batch  ->  forward under autocast, loss / pieces, backward
+One step:    for each batch of the step   ->  forward under autocast, loss / batches, backward
              mean loss over ranks, finite? ->  unscale, clip, step, schedule, averaged weights
 """
 
@@ -20,9 +20,8 @@ from ..models.autocast import autocast
 from ..models.checkpoint import LAST, PREVIOUS
 from ..tasks.classification import Classification
 from ..tasks.task import Task
-from .layers import describe_frozen
 from .log import Log, Pace
-from .optimizer import peak_rate
+from .report import describe_scores, introduce, report, report_bad
 from .run import Run
 from .state import set_training
 
@@ -69,29 +68,6 @@ def train(config: Section, resume: Path | None = None, task: Task | None = None)
         ranks.close()
 
 
-def introduce(run: Run, log: Log, resume: Path | None) -> None:
-    """Log what is about to be trained, and how the learning rate and the batch came about."""
-    config, section = run.config, run.config.run
-    size = sum(parameter.numel() for parameter in run.model.parameters())
-    log.say(f"{config.model.name}: {size:,} parameters on {run.ranks.device}, {run.ranks.size} process(es)")
-    for line in describe_frozen(run.model, config.optim.freeze):
-        log.say(line)
-    counts = f"{len(run.train_set):,} training and {len(run.val_set):,} validation images"
-    log.say(f"{counts} {run.train_set.describe()}; {run.progress.describe()}")
-    for note in dict.fromkeys([*run.train_set.notes, *run.val_set.notes]):
-        log.say(f"note: {note}")
-    log.say(
-        f"total batch {section.total_batch} = {section.batch_size} x {run.ranks.size} process(es) x {run.pieces} "
-        f"piece(s); {peak_rate(config)[1]}"
-    )
-    if resume:
-        place, goal = run.place
-        log.say(f"resumed {resume} at {place} of {goal}")
-        for note in run.notes:
-            log.say(f"note: {note}")
-    log.record("run", run.done, config=config.model_dump(mode="json"), resumed=str(resume) if resume else None)
-
-
 def fit(run: Run, log: Log) -> None:
     """Train the epochs that are left, evaluating and saving after each."""
     pace = Pace(run.total - run.done, run.config.run.total_batch)
@@ -121,10 +97,10 @@ def train_epoch(run: Run, log: Log, pace: Pace) -> None:
     set_training(run.model, section.batch_norm)
     log.start_bar(*run.place, run.step)
     cuda = run.ranks.device.type == "cuda"
-    for pieces in grouped(load(run.train_set, sampler, run.config, cuda), run.pieces):
-        report_bad(run, log, pieces)
+    for batches in grouped(load(run.train_set, sampler, run.config, cuda), run.accumulation):
+        report_bad(run, log, batches)
         rate = run.rate
-        loss, norm, stopped = update(run, pieces)
+        loss, norm, stopped = train_step(run, batches)
         run.step += 1
         run.owed = run.at_end and ((run.epoch + 1) % every == 0 or run.done == run.total)
         pace.step()
@@ -138,13 +114,13 @@ def train_epoch(run: Run, log: Log, pace: Pace) -> None:
     log.end_bar()
 
 
-def update(run: Run, pieces: list) -> tuple[float, float, bool]:
-    """Make one step: backward over all pieces, clip, update the weights.
+def train_step(run: Run, batches: list) -> tuple[float, float, bool]:
+    """Make one step: backward over all batches, clip, update the weights.
 
     Parameters
     ----------
     run : Run
-    pieces : list of batches
+    batches : list of batches
         This rank's part of the batch.
 
     Returns
@@ -156,20 +132,20 @@ def update(run: Run, pieces: list) -> tuple[float, float, bool]:
     stopped : bool
         Whether any rank was asked to stop.
     """
-    total, counts = torch.zeros((), device=run.ranks.device), mean_counts(run, pieces)
-    for number, batch in enumerate(pieces, start=1):
-        last = number == len(pieces)
+    total, counts = torch.zeros((), device=run.ranks.device), mean_counts(run, batches)
+    for number, batch in enumerate(batches, start=1):
+        last = number == len(batches)
         with nullcontext() if last or run.ranks.size == 1 else run.forward.no_sync():
-            loss = piece_loss(run, batch, counts) / len(pieces)
+            loss = batch_loss(run, batch, counts) / len(batches)
             run.scaler.scale(loss).backward()
         total += loss.detach()
     mean, stop = run.ranks.sums([total.item() / run.ranks.size, run.stop.signal is not None])
     if not math.isfinite(mean):
-        raise not_finite(run, "loss", mean, pieces)
+        raise not_finite(run, "loss", mean, batches)
     run.scaler.unscale_(run.optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), run.config.optim.clip).item()
     if not math.isfinite(norm) and not run.scaler.is_enabled():
-        raise not_finite(run, "gradient norm", norm, pieces)
+        raise not_finite(run, "gradient norm", norm, batches)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad()
@@ -179,23 +155,23 @@ def update(run: Run, pieces: list) -> tuple[float, float, bool]:
     return mean, norm, stop > 0
 
 
-def mean_counts(run: Run, pieces: list) -> list[float]:
-    """Compute the mean over all ranks' pieces of what the task counts in each; every rank must call it."""
-    counts = [sum(values) for values in zip(*map(run.task.counts, pieces), strict=True)]
-    return [total / (len(pieces) * run.ranks.size) for total in run.ranks.sums(counts)] if counts else []
+def mean_counts(run: Run, batches: list) -> list[float]:
+    """Compute the mean over all ranks' batches of what the task counts in each; every rank must call it."""
+    counts = [sum(values) for values in zip(*map(run.task.counts, batches), strict=True)]
+    return [total / (len(batches) * run.ranks.size) for total in run.ranks.sums(counts)] if counts else []
 
 
-def piece_loss(run: Run, batch, counts: list[float]) -> torch.Tensor:
-    """Compute the mean loss of a piece of the batch."""
+def batch_loss(run: Run, batch, counts: list[float]) -> torch.Tensor:
+    """Compute the mean loss of a batch."""
     images, targets = run.task.targets(batch.to(run.ranks.device))
     with autocast(run.config, run.ranks):
         output = run.forward(images)
     return run.task.loss(output, targets, run.done, counts)
 
 
-def not_finite(run: Run, what: str, value: float, pieces: list) -> UserError:
+def not_finite(run: Run, what: str, value: float, batches: list) -> UserError:
     """Save which images met a loss or gradient that is not finite; every rank must call it."""
-    mine = [run.train_set.source.name(index) for batch in pieces for index in batch.used]
+    mine = [run.train_set.source.name(index) for batch in batches for index in batch.used]
     images = [name for names in run.ranks.gather(mine) for name in names]
     path = run.folder / "not_finite.json"
     report = {"what": what, "value": str(value), "epoch": run.epoch, "step": run.step, "lr": run.rate, "images": images}
@@ -206,23 +182,6 @@ def not_finite(run: Run, what: str, value: float, pieces: list) -> UserError:
         f"{what} is {value} at {run.place[0]} (learning rate {run.rate:g}); nothing was "
         f"updated; the batch's images are listed in {path}; try a lower --optim.lr or --run.amp off"
     )
-
-
-def report_bad(run: Run, log: Log, pieces: list) -> None:
-    """Name the images that were skipped."""
-    for line in (line for batch in pieces for line in run.bad.note(batch)):
-        log.say(line)
-
-
-def report(run: Run, log: Log, pace: Pace, loss: float, norm: float, rate: float) -> None:
-    """Log an update."""
-    speed, bad = pace.images_per_second, len(run.bad.seen)
-    shown = norm if math.isfinite(norm) else None
-    values = {"epoch": run.epoch + 1, "loss": loss, "lr": rate, "grad_norm": shown, "images_per_s": speed}
-    log.record("train", run.done, **values, bad_images=bad)
-    if log.bar.disable:
-        place, goal = run.place
-        log.say(f"{place} of {goal}: loss {loss:.3f} lr {rate:.2e} {speed:.1f} images/s, {pace.time_left} left")
 
 
 def evaluate(run: Run, log: Log) -> None:
@@ -245,18 +204,6 @@ def evaluate(run: Run, log: Log) -> None:
     run.last = values
     log.record("eval", run.done, epoch=run.epoch + 1, **values)
     log.say(f"{run.place[0]}: {describe_scores(run.task, values, run.best)}")
-
-
-def describe_scores(task: Task, values: dict, best: float) -> str:
-    """Return an evaluation (the averaged weights' numbers start with ema_) and the best score in words."""
-    shown = ", ".join(
-        f"{prefix}{name} {task.percent * values[prefix + name]:.2f} %"
-        for prefix in ("", "ema_")
-        for name in task.shown
-        if values.get(prefix + name) is not None
-    )
-    nothing = "nothing to score" if values else "no validation image could be read"
-    return f"{shown or nothing}; best {task.metric_name} {task.percent * best:.2f} %"
 
 
 def leave(run: Run) -> None:

@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 from ..common.distributed import Ranks
 from ..config import segmentation
 from ..config.section import Section
-from ..data.classification_dataset import Samples
-from ..data.sampler import PassKeys, TrainKeys, updates_per_epoch
+from ..data.classification_dataset import ImageDataset
+from ..data.sampler import EpochSampler, PassSampler, steps_per_epoch
 
 
 class Progress(ABC):
@@ -16,7 +16,7 @@ class Progress(ABC):
     ----------
     config : Section
         Of a classifier or a segmenter.
-    samples : Samples
+    samples : ImageDataset
         Training images.
 
     Attributes
@@ -36,7 +36,7 @@ class Progress(ABC):
     epochs_between: int
     needs: tuple[str, ...] = ()
 
-    def __init__(self, config: Section, samples: Samples):
+    def __init__(self, config: Section, samples: ImageDataset):
         self.config, self.samples = config, samples
 
     def done(self, epoch: int, step: int) -> int:
@@ -67,15 +67,15 @@ class Progress(ABC):
 class EpochProgress(Progress):
     """A run of so many passes over the training images."""
 
-    def __init__(self, config: Section, samples: Samples):
+    def __init__(self, config: Section, samples: ImageDataset):
         super().__init__(config, samples)
-        self.epoch_steps = updates_per_epoch(samples, config)
+        self.epoch_steps = steps_per_epoch(samples, config)
         self.total = config.schedule.epochs * self.epoch_steps
         self.epochs_between = config.run.eval_every
 
-    def sampler(self, ranks: Ranks, epoch: int, step: int) -> TrainKeys:
+    def sampler(self, ranks: Ranks, epoch: int, step: int) -> EpochSampler:
         """Return the batches left of a pass."""
-        return TrainKeys(self.samples, self.config, ranks, epoch, step)
+        return EpochSampler(self.samples, self.config, ranks, epoch, step)
 
     def describe(self) -> str:
         """Return the number of epochs and of the updates of each."""
@@ -91,15 +91,15 @@ class StepProgress(Progress):
 
     needs = ("done",)
 
-    def __init__(self, config: Section, samples: Samples):
+    def __init__(self, config: Section, samples: ImageDataset):
         super().__init__(config, samples)
         self.total = config.schedule.updates
         self.epoch_steps, self.epochs_between = min(config.run.eval_every, self.total), 1
 
-    def sampler(self, ranks: Ranks, epoch: int, step: int) -> PassKeys:
+    def sampler(self, ranks: Ranks, epoch: int, step: int) -> PassSampler:
         """Return the batches left until the next evaluation."""
         end = min(self.total, (epoch + 1) * self.epoch_steps)
-        return PassKeys(self.samples, self.config, ranks, self.done(epoch, step), end)
+        return PassSampler(self.samples, self.config, ranks, self.done(epoch, step), end)
 
     def describe(self) -> str:
         """Return the number of updates and of passes."""
@@ -119,7 +119,7 @@ class StepProgress(Progress):
         return divmod(state["done"], self.epoch_steps)
 
 
-def build_progress(config: Section, samples: Samples) -> Progress:
+def build_progress(config: Section, samples: ImageDataset) -> Progress:
     """Create what counts a run, in epochs or in steps, as its schedule is counted."""
     kind = StepProgress if isinstance(config.schedule, segmentation.Schedule) else EpochProgress
     return kind(config, samples)

@@ -13,7 +13,7 @@ from ..common.distributed import Ranks
 from ..common.errors import UserError, one_line
 from ..config.section import Section
 from ..data.loader import BadImages
-from ..data.sampler import accumulation
+from ..data.sampler import accumulation_steps
 from ..models.checkpoint import BEST, LAST, RESUMED, read_file, write_file
 from ..models.weights import known_classes, load_strictly, other_classes
 from ..tasks.task import Task
@@ -88,7 +88,7 @@ class Run:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         self.train_set, self.val_set = self.task.datasets()
-        self.pieces, self.progress = accumulation(config, ranks), build_progress(config, self.train_set)
+        self.accumulation, self.progress = accumulation_steps(config, ranks), build_progress(config, self.train_set)
         seed_everything(config.run.seed, 0)
         model = self.task.model(self.train_set)
         self.model = set_batch_norm(model, config.run.batch_norm, ranks).to(ranks.device)

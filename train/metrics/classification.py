@@ -8,16 +8,16 @@ from torch.nn import functional as F
 
 from ..common.distributed import Ranks
 from ..config.classification import Config
-from ..data.classification_dataset import Samples
+from ..data.classification_dataset import ImageDataset
 from ..data.loader import BadImages, load
-from ..data.sampler import EvalKeys
+from ..data.sampler import EvalSampler
 from ..models.autocast import autocast
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    samples: Samples,
+    samples: ImageDataset,
     config: Config,
     ranks: Ranks,
     say: Callable[[str], None] = print,
@@ -29,7 +29,7 @@ def evaluate(
     ----------
     model : Module
         Images -> logits; put into evaluation mode.
-    samples : Samples
+    samples : ImageDataset
     config : Config
     ranks : Ranks
     say : callable
@@ -45,7 +45,7 @@ def evaluate(
     """
     model.eval()
     bad, sums = BadImages(samples), torch.zeros(4, dtype=torch.float64)
-    for batch in load(samples, EvalKeys(samples, config.run.batch_size, ranks), config, ranks.device.type == "cuda"):
+    for batch in load(samples, EvalSampler(samples, config.run.batch_size, ranks), config, ranks.device.type == "cuda"):
         for line in bad.note(batch):
             say(line)
         images, labels = (tensor.to(ranks.device, non_blocking=True) for tensor in (batch.images, batch.labels))

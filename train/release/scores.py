@@ -15,7 +15,7 @@ from ..config.segmentation import Config as SegmentationConfig
 from ..data.classification import open_samples
 from ..data.masks import box, encode
 from ..data.segmentation import open_val
-from ..data.segmentation_dataset import EvalSamples
+from ..data.segmentation_dataset import EvalDataset
 from ..data.segmentation_transforms import EvalTransform
 from ..metrics.classification import evaluate
 from ..models.checkpoint import KIND, SEGMENTER, read_file
@@ -66,7 +66,7 @@ def evaluate_model(model: nn.Module, state: dict, config: Section) -> dict:
             if [each.name for each in source.vocabulary.classes] != known:
                 raise UserError(f"the data's classes are not those of the network: {', '.join(known[:5])} ...")
             transform = EvalTransform(config.data.test_short, config.data.test_longest)
-            samples = EvalSamples(source, transform, config.run.seed, config.data.on_bad_image)
+            samples = EvalDataset(source, transform, config.run.seed, config.data.on_bad_image)
             values = evaluate_segmenter(model, samples, config, ranks)
     finally:
         ranks.close()

@@ -10,7 +10,7 @@ from torch import nn
 from ..common.distributed import Ranks
 from ..config.classification import Augment, Config
 from ..data.classification import check_classes, open_samples, open_source
-from ..data.classification_dataset import Batch, Samples
+from ..data.classification_dataset import Batch, ImageDataset
 from ..metrics.classification import evaluate
 from ..models.checkpoint import KIND
 from ..models.classifier import build_model
@@ -32,14 +32,14 @@ class Classification(Task):
         super().__init__(config)
         self.mixup, self.criterion = build_loss(config.augment, config.model.num_classes)
 
-    def datasets(self) -> tuple[Samples, Samples]:
+    def datasets(self) -> tuple[ImageDataset, ImageDataset]:
         """Open the images, whose classes must be those of the config."""
         sources = {split: open_source(self.config, split) for split in ("train", "val")}
         check_classes(*sources.values())
         train_set, val_set = (open_samples(self.config, split, source) for split, source in sources.items())
         return train_set, val_set
 
-    def model(self, train_set: Samples) -> nn.Module:
+    def model(self, train_set: ImageDataset) -> nn.Module:
         """Create the config's network."""
         return build_model(self.config, train_set.class_names)
 
@@ -52,12 +52,17 @@ class Classification(Task):
         return self.criterion(output.float(), targets)
 
     def evaluate(
-        self, model: nn.Module, samples: Samples, ranks: Ranks, say: Callable[[str], None], stop: Callable[[], bool]
+        self,
+        model: nn.Module,
+        samples: ImageDataset,
+        ranks: Ranks,
+        say: Callable[[str], None],
+        stop: Callable[[], bool],
     ) -> dict:
         """Compute top-1 and top-5."""
         return evaluate(model, samples, self.config, ranks, say, stop)
 
-    def checkpoint_fields(self, samples: Samples) -> dict:
+    def checkpoint_fields(self, samples: ImageDataset) -> dict:
         """Return the names of the classes, where the data have any."""
         return {"classes": samples.class_names}
 

@@ -19,9 +19,9 @@ from ..common.errors import UserError
 from ..config.segmentation import Config
 from ..data.loader import BadImages, load
 from ..data.sample import Vocabulary
-from ..data.sampler import EvalKeys
+from ..data.sampler import EvalSampler
 from ..data.segmentation import check_pictures, open_sets, pack_vocabulary
-from ..data.segmentation_dataset import Batch, EvalSamples, SegmentationSamples
+from ..data.segmentation_dataset import Batch, EvalDataset, SegmentationDataset
 from ..inference.views import predict, prepare_views
 from ..metrics.evaluator_list import create_evaluators
 from ..models.autocast import autocast
@@ -47,14 +47,14 @@ class Segmentation(Task):
         super().__init__(config)
         self.criterion, self.num_queries = SetLoss(config.loss.points), None
 
-    def datasets(self) -> tuple[SegmentationSamples, EvalSamples]:
+    def datasets(self) -> tuple[SegmentationDataset, EvalDataset]:
         """Open the pictures; the config's number of classes is taken from them if it is open."""
         sets = open_sets(self.config)
         for samples in sets:
             check_pictures(samples.source, samples.on_bad_image)
         return sets
 
-    def model(self, train_set: SegmentationSamples) -> nn.Module:
+    def model(self, train_set: SegmentationDataset) -> nn.Module:
         """Create the config's segmenter."""
         model = build_model(self.config, train_set.class_names)
         self.num_queries = model.config.num_queries
@@ -73,12 +73,12 @@ class Segmentation(Task):
         return self.criterion(output, targets.objects, objects or 1.0, generators, weight)["loss"]
 
     def evaluate(
-        self, model: nn.Module, samples: EvalSamples, ranks: Ranks, say: Callable[[str], None], stop: Callable[[], bool]
+        self, model: nn.Module, samples: EvalDataset, ranks: Ranks, say: Callable[[str], None], stop: Callable[[], bool]
     ) -> dict:
         """Compute the official scores."""
         return evaluate(model, samples, self.config, ranks, say, stop)
 
-    def checkpoint_fields(self, samples: EvalSamples) -> dict:
+    def checkpoint_fields(self, samples: EvalDataset) -> dict:
         """Return what a prediction needs to know of the data."""
         source = samples.source
         return {"task": source.task, "vocabulary": pack_vocabulary(source.vocabulary)}
@@ -92,7 +92,7 @@ def class_weight(objects: int, queries: int) -> float:
 
 def evaluate(
     model: nn.Module,
-    samples: EvalSamples,
+    samples: EvalDataset,
     config: Config,
     ranks: Ranks,
     say: Callable[[str], None] = print,
@@ -105,7 +105,7 @@ def evaluate(
     ----------
     model : Module
         Put into evaluation mode.
-    samples : EvalSamples
+    samples : EvalDataset
     config : Config
     ranks : Ranks
     say : callable
@@ -126,7 +126,7 @@ def evaluate(
     vocabulary: Vocabulary = source.vocabulary
     evaluators = create_evaluators(vocabulary, config.evaluator.tasks or [source.task], config.evaluator.areas)
     bad, count = BadImages(samples), 0
-    for batch in load(samples, EvalKeys(samples, 1, ranks), config, ranks.device.type == "cuda"):
+    for batch in load(samples, EvalSampler(samples, 1, ranks), config, ranks.device.type == "cuda"):
         for line in bad.note(batch):
             say(line)
         if batch.asked != batch.used:

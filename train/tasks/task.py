@@ -11,7 +11,7 @@ from torch import nn
 
 from ..common.distributed import Ranks
 from ..config.section import Section
-from ..data.classification_dataset import Samples
+from ..data.classification_dataset import ImageDataset
 
 
 class Task(ABC):
@@ -52,11 +52,11 @@ class Task(ABC):
         self.config = config
 
     @abstractmethod
-    def datasets(self) -> tuple[Samples, Samples]:
+    def datasets(self) -> tuple[ImageDataset, ImageDataset]:
         """Open the training and validation images; what the config leaves to the data is filled in."""
 
     @abstractmethod
-    def model(self, train_set: Samples) -> nn.Module:
+    def model(self, train_set: ImageDataset) -> nn.Module:
         """Create the network with the weights that it starts from."""
 
     def counts(self, batch) -> list[float]:
@@ -90,10 +90,15 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(
-        self, model: nn.Module, samples: Samples, ranks: Ranks, say: Callable[[str], None], stop: Callable[[], bool]
+        self,
+        model: nn.Module,
+        samples: ImageDataset,
+        ranks: Ranks,
+        say: Callable[[str], None],
+        stop: Callable[[], bool],
     ) -> dict:
         """Compute the scores of a network on validation images; none if stopped or if no image could be read."""
 
     @abstractmethod
-    def checkpoint_fields(self, samples: Samples) -> dict:
+    def checkpoint_fields(self, samples: ImageDataset) -> dict:
         """Return what a checkpoint must say of the data besides its config and weights, as plain containers."""
