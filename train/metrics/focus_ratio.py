@@ -31,7 +31,7 @@ class Focus:
     tokens: list[int] = field(default_factory=lambda: [0, 0])
     cells: list[int] = field(default_factory=lambda: [0, 0])
 
-    def add(self, kept: torch.Tensor, boxes, canvas: tuple[int, int]) -> None:
+    def add(self, kept: torch.Tensor, boxes, grid_size: tuple[int, int]) -> None:
         """Count one picture.
 
         Parameters
@@ -40,10 +40,10 @@ class Focus:
             (x, y) of the kept tokens in cells.
         boxes : tuple of int, or list of such
             One or several (x0, y0, x1, y1) in pixels, the last two exclusive.
-        canvas : tuple of int
+        grid_size : tuple of int
             (h, w) of the finest grid.
         """
-        every = torch.cartesian_prod(torch.arange(canvas[1]), torch.arange(canvas[0]))
+        every = torch.cartesian_prod(torch.arange(grid_size[1]), torch.arange(grid_size[0]))
         for counts, positions in ((self.tokens, kept), (self.cells, every)):
             inside = int(is_inside(positions, boxes).sum())
             counts[0] += inside
