@@ -27,11 +27,11 @@ def has_plain_rival(case, device):
     return case.group == "model" or dispatch.path(switch, device) != dispatch.PATHS[switch][-1]
 
 
-def tokens(canvas, stage, batch, device):
+def tokens(grid_size, stage, batch, device):
     """Return positions (B, n, 2) of a stage's tokens where scores are random."""
     generator = torch.Generator().manual_seed(0)
-    counts = token_counts(canvas, CONFIG.rate)
-    positions = grid_positions(canvas).repeat(batch, 1, 1)
+    counts = token_counts(grid_size, CONFIG.rate)
+    positions = grid_positions(grid_size).repeat(batch, 1, 1)
     for merge in range(1, stage):
         scores = torch.rand(positions.shape[:2], generator=generator)
         prior, reserved = grid_prior(positions, local_stride(positions)), reserved_tokens(positions, merge)
@@ -48,22 +48,22 @@ def prepare(case, device):
         Of group "operator".
     device : torch.device
     """
-    canvas = tuple(side // 4 for side in case.size)
+    grid_size = tuple(side // 4 for side in case.size)
     if case.what == "deformable reading":
-        return _deformable(case, canvas, device)
-    positions = tokens(canvas, case.stage, case.batch, device)
+        return _deformable(case, grid_size, device)
+    positions = tokens(grid_size, case.stage, case.batch, device)
     if case.what == "nearest clusters":
-        order = cluster_order(positions, CONFIG.cluster_size, canvas)[0]
+        order = cluster_order(positions, CONFIG.cluster_size, grid_size)[0]
         sums, counts = cluster_sums(positions, order, CONFIG.cluster_size)
         return lambda: nearest_clusters(positions, sums, counts, NEAREST)
     if case.what == "nearest tokens":
-        return lambda: lookup_table(positions, canvas)
+        return lambda: lookup_table(positions, grid_size)
     if case.what == "local stride":
         return lambda: local_stride(positions)
     if case.what == "stage geometry":
         shared = positions[:1] if case.stage == 1 else positions  # all images share the full grid
-        return lambda: _geometry(shared, case.stage, canvas)
-    geometry = _geometry(positions[:1] if case.stage == 1 else positions, case.stage, canvas)
+        return lambda: _geometry(shared, case.stage, grid_size)
+    geometry = _geometry(positions[:1] if case.stage == 1 else positions, case.stage, grid_size)
     return {"attention": _attention, "merging": _merging}[case.what](case, geometry, positions, device)
 
 
@@ -80,8 +80,8 @@ def attention_flops(case):
     return 2 * pairs * CONFIG.dims[stage] * (7 if case.task == BACKWARD else 2)
 
 
-def _geometry(positions, stage, canvas):
-    return stage_geometry(positions, CONFIG.cluster_size, CONFIG.neighborhood[stage - 1], canvas)
+def _geometry(positions, stage, grid_size):
+    return stage_geometry(positions, CONFIG.cluster_size, CONFIG.neighborhood[stage - 1], grid_size)
 
 
 def _normal(device, dtype, *shape):
@@ -115,14 +115,14 @@ def _merging(case, geometry, positions, device):
     return _run(case, merge, [features, scores, *module.parameters()])
 
 
-def _deformable(case, canvas, device):
-    levels = [tokens(canvas, stage, case.batch, device) for stage in (4, 3, 2)]
-    tables, sizes = lookup_tables(levels, canvas), [level.shape[1] for level in levels]
+def _deformable(case, grid_size, device):
+    levels = [tokens(grid_size, stage, case.batch, device) for stage in (4, 3, 2)]
+    tables, sizes = lookup_tables(levels, grid_size), [level.shape[1] for level in levels]
     positions = torch.cat(levels, dim=1)
     module = DeformableAttention(HIDDEN, HEADS, len(levels), POINTS).to(device)
     query, source = (_normal(device, torch.float32, *positions.shape[:2], HIDDEN) for _ in range(2))
     inputs = [query, source, *module.parameters()]
-    return _run(case, lambda: module(query, positions, source, sizes, canvas, tables), inputs)
+    return _run(case, lambda: module(query, positions, source, sizes, grid_size, tables), inputs)
 
 
 def _run(case, forward, inputs):

@@ -99,14 +99,14 @@ class TokenSet:
 
     positions: Tensor  # (B, n, 2) int64, cells of the finest grid
     features: Tensor  # (B, n, C)
-    canvas: tuple  # (h, w) of the finest grid
+    grid_size: tuple  # (h, w) of the finest grid
 
     def to_grid(self, h, w):
         """Spread the tokens over h x w cells: each takes the features of the token nearest to its centre.
 
         Returns (B, C, h, w). Distances are exact integers; of two tokens as near, the first in raster order.
         """
-        height, width = self.canvas
+        height, width = self.grid_size
         x, y = grid_positions((h, w), self.positions.device).unbind(-1)
         x, y = ((2 * x + 1) * width - w) * h, ((2 * y + 1) * height - h) * w  # centres, in units of a cell / (2 h w)
         queries = torch.stack([x, y], dim=-1).expand(len(self.positions), -1, -1)
@@ -149,7 +149,7 @@ class Stage(nn.Module):
 
     def select_tokens(self, positions, scores, keep):
         """Indices (B, K) of the tokens that stay, in raster order."""
-        on_grid = self.index == 0  # every cell of the canvas holds a token: the nearest is 1 away
+        on_grid = self.index == 0  # every cell of the grid holds a token: the nearest is 1 away
         stride = torch.ones_like(positions[..., 0]) if on_grid else local_stride(positions, self.config.stride_metric)
         reserved = reserved_tokens(positions, self.index + 1) & self.config.reserve
         return choose(scores, grid_prior(positions, stride), reserved, keep, self.config.alpha)
@@ -174,7 +174,7 @@ class AutoFocusFormer(nn.Module):
         self.grad_checkpointing = False
         self.patch_embedding = PatchEmbedding(config.dims[0])
         self.stages = nn.ModuleList(Stage(config, i, p) for i, p in enumerate(_drop_paths(config)))
-        self._grid_geometry = (None, None)  # of the last canvas seen: the first stage's tokens are always the full grid
+        self._grid_geometry = (None, None)  # of the last grid size: the first stage's tokens are always the full grid
         if features_only:
             self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in config.dims)
         else:
@@ -207,29 +207,31 @@ class AutoFocusFormer(nn.Module):
         self.num_classes = num_classes
 
     def run_stages(self, images):
-        """Run all stages on images (B, 3, H, W): a list of four StageTokens, and the canvas (h, w)."""
+        """Run all stages on images (B, 3, H, W): a list of four StageTokens, and the grid_size (h, w)."""
         images = prepare_image(images)
-        canvas = tuple(operator.index(side) // 4 for side in images.shape[2:])  # torch.compile: one graph for each size
-        counts = token_counts(canvas, self.config.rate, self.config.reserve, STAGES)
+        grid_size = tuple(
+            operator.index(side) // 4 for side in images.shape[2:]
+        )  # torch.compile: one graph for each size
+        counts = token_counts(grid_size, self.config.rate, self.config.reserve, STAGES)
         features = self.patch_embedding(images.to(self.patch_embedding.conv1.weight.dtype))
-        positions = grid_positions(canvas, images.device).expand(len(images), -1, -1)
+        positions = grid_positions(grid_size, images.device).expand(len(images), -1, -1)
         stages = []
         for stage, keep in zip(self.stages, [*counts[1:], None], strict=True):
-            geometry = self._geometry(stage.index, positions, canvas)
+            geometry = self._geometry(stage.index, positions, grid_size)
             stages.append(stage(positions, features, geometry, keep, self.grad_checkpointing))
             positions, features = stages[-1].merged_positions, stages[-1].merged_features
-        return stages, canvas
+        return stages, grid_size
 
-    def _geometry(self, index, positions, canvas):
+    def _geometry(self, index, positions, grid_size):
         """Geometry of a stage; the first stage's is the same for every image, and is kept for the next call."""
         c = self.config
-        arguments = (c.cluster_size, c.neighborhood[index], canvas, c.curve, self._position_dtype())
+        arguments = (c.cluster_size, c.neighborhood[index], grid_size, c.curve, self._position_dtype())
         if index > 0:
             return stage_geometry(positions, *arguments)
         key = (arguments, positions.device)
         if self._grid_geometry[0] != key or not self._grid_geometry[1].current:
             with torch.inference_mode(False):  # it is kept for training too
-                grid = grid_positions(canvas, positions.device)[None]
+                grid = grid_positions(grid_size, positions.device)[None]
                 self._grid_geometry = (key, stage_geometry(grid, *arguments))
         return self._grid_geometry[1]
 
@@ -268,9 +270,9 @@ class AutoFocusFormer(nn.Module):
 
     def run_token_sets(self, images):
         """Feature extractor only: the four StageTokens, and the four TokenSets made of them by a layer norm each."""
-        stages, canvas = self.run_stages(images)
+        stages, grid_size = self.run_stages(images)
         pairs = zip(stages, self.norms, strict=True)
-        return stages, [TokenSet(stage.positions, norm(stage.features), canvas) for stage, norm in pairs]
+        return stages, [TokenSet(stage.positions, norm(stage.features), grid_size) for stage, norm in pairs]
 
 
 def _drop_paths(config):

@@ -182,7 +182,7 @@ def _translate(name, starts, parts):
 
 
 def config_from(state_dict):
-    """Work out from a state dict of this project which model it belongs to.
+    """Return which model a state dict of this project belongs to.
 
     Returns
     -------
@@ -226,7 +226,7 @@ def config_from(state_dict):
 
 
 def head_config_from(state_dict):
-    """Work out the HeadConfig of a Mask2Former state dict of this project; points, lookup, sine_max: the defaults."""
+    """Return the HeadConfig of a Mask2Former state dict of this project; points, lookup, sine_max: the defaults."""
     shapes = _shapes(state_dict)
 
     def length(name, axis=0):

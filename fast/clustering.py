@@ -31,17 +31,17 @@ def check_cluster_size(cluster_size):
         raise ValueError(f"cluster_size must be at most {LARGEST_CLUSTER}, not {cluster_size}")
 
 
-def check_positions(positions, canvas):
-    """Refuse positions (B, n, 2) that are not distinct integer cells of the canvas (h, w); waits for the device.
+def check_positions(positions, grid_size):
+    """Refuse positions (B, n, 2) that are not distinct integer cells of the grid (h, w); waits for the device.
 
     Raises
     ------
     TypeError
         Positions that are not integers.
     ValueError
-        Another shape, a token off the canvas, two tokens in one cell.
+        Another shape, a token off the grid, two tokens in one cell.
     """
-    h, w = canvas
+    h, w = grid_size
     if positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
         raise TypeError(f"positions must be integers (cells of the finest grid), not {positions.dtype}")
     if positions.ndim != 3 or positions.shape[-1] != 2 or positions.shape[1] == 0:
@@ -50,7 +50,7 @@ def check_positions(positions, canvas):
     if outside.any():
         first = tuple(positions[outside][0].tolist())
         raise ValueError(
-            f"positions: {int(outside.sum())} tokens are off the canvas h, w = {h}, {w}; the first is at {first}"
+            f"positions: {int(outside.sum())} tokens are off the grid h, w = {h}, {w}; the first is at {first}"
         )
     cells = (positions[..., 1] * w + positions[..., 0]).sort(dim=1).values
     repeated = cells[:, 1:][cells[:, 1:] == cells[:, :-1]]
@@ -59,15 +59,15 @@ def check_positions(positions, canvas):
         raise ValueError(f"positions: {len(repeated.unique())} cells hold more than one token; the first is {first}")
 
 
-def patch_grid(n, cluster_size, canvas):
+def patch_grid(n, cluster_size, grid_size):
     """Return (nh, nw), the patches down and across: square-ish, about one for each of the ceil(n / m) clusters."""
     check_cluster_size(cluster_size)
-    h, w = canvas
+    h, w = grid_size
     side = math.sqrt(h * w / -(-n // cluster_size))
     return max(1, round(h / side)), max(1, round(w / side))
 
 
-def balanced_clusters(positions, cluster_size, canvas, curve="scanline"):
+def balanced_clusters(positions, cluster_size, grid_size, curve="scanline"):
     """Group tokens into clusters of equal size (Fig. 3).
 
     Parameters
@@ -76,7 +76,7 @@ def balanced_clusters(positions, cluster_size, canvas, curve="scanline"):
         Distinct (x, y), 0 <= x < w, 0 <= y < h, in any storage order.
     cluster_size : int
         m, tokens a cluster; only the last cluster may be shorter.
-    canvas : (h, w)
+    grid_size : (h, w)
     curve : str
         One of ``curves.CURVES``.
 
@@ -92,16 +92,16 @@ def balanced_clusters(positions, cluster_size, canvas, curve="scanline"):
     ValueError, TypeError
         As ``check_positions``, ``patch_grid`` and ``curves.curve_ranks`` say.
     """
-    check_positions(positions, canvas)
-    return cluster_order(positions.long(), cluster_size, canvas, curve)
+    check_positions(positions, grid_size)
+    return cluster_order(positions.long(), cluster_size, grid_size, curve)
 
 
-def cluster_order(positions, cluster_size, canvas, curve="scanline"):
+def cluster_order(positions, cluster_size, grid_size, curve="scanline"):
     """``balanced_clusters`` without its checks, so that it never waits for the device."""
-    return cluster_tokens(positions, cluster_size, canvas, curve)[:2]
+    return cluster_tokens(positions, cluster_size, grid_size, curve)[:2]
 
 
-def cluster_tokens(positions, cluster_size, canvas, curve="scanline"):
+def cluster_tokens(positions, cluster_size, grid_size, curve="scanline"):
     """All that ``ops.ordering.Clusters`` holds, of positions (B, n, 2) int64, as ``cluster_order``."""
-    ranks = curve_ranks(*patch_grid(positions.shape[1], cluster_size, canvas), curve, positions.device)
-    return ops.cluster_tokens(positions, ranks, cluster_size, canvas)
+    ranks = curve_ranks(*patch_grid(positions.shape[1], cluster_size, grid_size), curve, positions.device)
+    return ops.cluster_tokens(positions, ranks, cluster_size, grid_size)

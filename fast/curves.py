@@ -41,7 +41,7 @@ def curve_ranks(nh, nw, curve="scanline", device=None):
 
 
 def _spread_bits(x):
-    """Put bit i of x at bit 2 i, for x below 2^16."""
+    """Return x, below 2^16, with its bit i at bit 2 i."""
     for shift, mask in ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555)):
         x = (x | x << shift) & mask
     return x

@@ -17,13 +17,13 @@ LOOKUPS = ("rounded", "exact")
 __all__ = ["LOOKUPS", "DeformableAttention", "lookup_table", "lookup_tables", "nearest_by_table", "nearest_exact"]
 
 
-def lookup_table(positions, canvas):
-    """Return the nearest 4 tokens of every cell of the canvas: positions (B, n, 2) -> (B, h w, 4) int64."""
-    cells = grid_positions(canvas, positions.device).expand(len(positions), -1, -1)
-    return nearest_tokens(cells, positions, NEAREST, canvas)
+def lookup_table(positions, grid_size):
+    """Return the nearest 4 tokens of every cell of the grid: positions (B, n, 2) -> (B, h w, 4) int64."""
+    cells = grid_positions(grid_size, positions.device).expand(len(positions), -1, -1)
+    return nearest_tokens(cells, positions, NEAREST, grid_size)
 
 
-def lookup_tables(level_positions, canvas):
+def lookup_tables(level_positions, grid_size):
     """Return the nearest 4 tokens of every cell in each level: list of (B, n, 2) -> (L, B, h w, 4) int32.
 
     Tokens are numbered over all levels, one after the other; -1 where a level has fewer than four. Made once, they
@@ -31,27 +31,27 @@ def lookup_tables(level_positions, canvas):
     """
     tables, start = [], 0
     for positions in level_positions:
-        table = (lookup_table(positions, canvas) + start).int()
+        table = (lookup_table(positions, grid_size) + start).int()
         tables.append(nn.functional.pad(table, (0, NEAREST - table.shape[-1]), value=-1))
         start += positions.shape[1]
     return torch.stack(tables)
 
 
-def nearest_exact(locations, positions):
+def nearest_exact(sampling_locations, positions):
     """Find the tokens that really are nearest to locations (B, q, P, 2): -> (B, q, P, 4), ties in raster order."""
-    flat = locations.detach().flatten(1, 2)
-    return nearest_tokens(flat, positions, NEAREST).unflatten(1, locations.shape[1:3])
+    flat = sampling_locations.detach().flatten(1, 2)
+    return nearest_tokens(flat, positions, NEAREST).unflatten(1, sampling_locations.shape[1:3])
 
 
 class DeformableAttention(nn.Module):
-    """Each token reads a few places of every level, chosen by itself, by Shepard interpolation of the level's tokens.
+    """Each token reads a few locations of every level, chosen by it, by Shepard interpolation of the level's tokens.
 
     Parameters
     ----------
     dim, heads, levels, points : int
-        ``points`` places a head and level.
+        ``points`` locations a head and level.
     lookup : {"rounded", "exact"}
-        How a place's four tokens are found; their weights always use the true place.
+        How a location's four tokens are found; their weights always use the true location.
     """
 
     def __init__(self, dim, heads, levels, points, lookup="rounded"):
@@ -79,8 +79,8 @@ class DeformableAttention(nn.Module):
             self.attention_weights.weight.zero_()
             self.attention_weights.bias.zero_()
 
-    def forward(self, query, positions, source, level_sizes, canvas, tables):
-        """Attend to sampled places of all levels.
+    def forward(self, query, positions, source, level_sizes, grid_size, tables):
+        """Attend to sampled locations of all levels.
 
         Parameters
         ----------
@@ -88,7 +88,7 @@ class DeformableAttention(nn.Module):
             The tokens of all levels, one level after the other, with and without their position code.
         positions : (B, n, 2) int64 tensor
         level_sizes : sequence of int
-        canvas : (h, w)
+        grid_size : (h, w)
         tables : (L, B, h w, 4) int32 tensor
             Of ``lookup_tables``; read if ``lookup`` is "rounded".
 
@@ -97,28 +97,28 @@ class DeformableAttention(nn.Module):
         (B, n, D) tensor
         """
         shape = (self.heads, self.levels, self.points)
-        locations = positions[:, :, None, None, None] + self.sampling_offsets(query).unflatten(-1, (*shape, 2))
+        sampling_locations = positions[:, :, None, None, None] + self.sampling_offsets(query).unflatten(-1, (*shape, 2))
         attention = (
             self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(dim=-1).unflatten(-1, shape[1:])
         )
         values = self.value(source).unflatten(-1, (self.heads, -1))
         if self.lookup == "rounded":
             power = self.shepard_power
-            out = ops.sample_levels(locations, attention, tables, positions, values, power, canvas)
+            out = ops.sample_levels(sampling_locations, attention, tables, positions, values, power, grid_size)
         else:
-            nearest = self._nearest_exact(locations, positions, level_sizes)
-            flat = locations.flatten(3, 4), attention.flatten(3, 4)
+            nearest = self._nearest_exact(sampling_locations, positions, level_sizes)
+            flat = sampling_locations.flatten(3, 4), attention.flatten(3, 4)
             out = ops.sample(*flat, positions, values, nearest, self.shepard_power)
         return self.output(out.flatten(2))
 
-    def _nearest_exact(self, locations, positions, level_sizes):
+    def _nearest_exact(self, sampling_locations, positions, level_sizes):
         """Nearest tokens of locations (B, n, H, L, P, 2), numbered over all levels: (B, n, H, L P, 4) int64.
 
         -1 where a level has fewer than four.
         """
         found, start = [], 0
         for level, level_positions in enumerate(positions.split(level_sizes, dim=1)):
-            nearest = nearest_exact(locations[:, :, :, level].flatten(2, 3), level_positions) + start
+            nearest = nearest_exact(sampling_locations[:, :, :, level].flatten(2, 3), level_positions) + start
             nearest = nn.functional.pad(nearest, (0, NEAREST - nearest.shape[-1]), value=-1)
             found.append(nearest.unflatten(2, (self.heads, -1)))
             start += level_positions.shape[1]

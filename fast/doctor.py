@@ -1,4 +1,4 @@
-"""Say which path each operator takes on this machine, and why.
+"""Print which path each operator takes on this machine, and why.
 
     python -m fast.doctor                 # on the GPU if there is one, else on the CPU
     python -m fast.doctor --device cpu
@@ -54,7 +54,7 @@ def machine(device):
 
 
 def waiting():
-    """Say how threads wait for one another, and what to set where they stall beside other work."""
+    """Return how threads wait for one another, and what to set where they stall beside other work."""
     policy = [f"{name}={os.environ[name]}" for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
     if policy:
         return f"waiting by {', '.join(policy)}"
@@ -70,7 +70,7 @@ def version(package):
 
 
 def explain(device):
-    """Say for each operator which path it takes, and of every other one why not, a line each."""
+    """Return for each operator which path it takes, and of every other one why not, a line each."""
     for operator, paths in dispatch.PATHS.items():
         try:
             taken = dispatch.path(operator, device)

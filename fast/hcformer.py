@@ -26,14 +26,14 @@ class HCFormer(Segmenter):
     def segment(self, images, auxiliary=True):
         """Images (B, 3, H, W) of one size -> SegmenterOutput, with or without auxiliary logits."""
         stages, token_sets = self.backbone.run_token_sets(images)
-        canvas, last = token_sets[0].canvas, token_sets[-1]
+        grid_size, last = token_sets[0].grid_size, token_sets[-1]
         assignments = [
-            assign(t.positions, t.features, s.merged_positions, s.merged_features, canvas)
+            assign(t.positions, t.features, s.merged_positions, s.merged_features, grid_size)
             for assign, t, s in zip(self.assignments, token_sets[:-1], stages[:-1], strict=True)
         ]
         memory = self.projection(last.features)
         predictions = self.decoder(self.mask_features(memory), [memory], [last.positions], auxiliary=auxiliary)
-        return output([(classes, climb(masks, assignments).unflatten(2, canvas)) for classes, masks in predictions])
+        return output([(classes, climb(masks, assignments).unflatten(2, grid_size)) for classes, masks in predictions])
 
 
 def climb(masks, assignments):

@@ -77,9 +77,9 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.fc1, self.fc2 = nn.Linear(dim, config.encoder_ffn), nn.Linear(config.encoder_ffn, dim)
 
-    def forward(self, source, code, positions, level_sizes, canvas, tables):
+    def forward(self, source, code, positions, level_sizes, grid_size, tables):
         """source and code (B, n, D), positions (B, n, 2) of all levels -> (B, n, D)."""
-        update = self.attention(source + code, positions, source, level_sizes, canvas, tables)
+        update = self.attention(source + code, positions, source, level_sizes, grid_size, tables)
         source = self.norm1(update.add_(source))
         return self.norm2(self.fc2(self.fc1(source).relu_()).add_(source))
 
@@ -115,26 +115,26 @@ class PixelDecoder(nn.Module):
         """
         with torch.autocast(token_sets[0].features.device.type, enabled=False):
             return self._forward(
-                [t.positions for t in token_sets], [self._wide(t.features) for t in token_sets], token_sets[0].canvas
+                [t.positions for t in token_sets], [self._wide(t.features) for t in token_sets], token_sets[0].grid_size
             )
 
     def _wide(self, features):
         return features.to(self.level_embedding.dtype)
 
-    def _forward(self, positions, features, canvas):
+    def _forward(self, positions, features, grid_size):
         deep = positions[:0:-1]  # res5, res4, res3
         sizes = [p.shape[1] for p in deep]
-        tables = lookup_tables(deep, canvas)
+        tables = lookup_tables(deep, grid_size)
         source = torch.cat([net(f) for net, f in zip(self.projections, features[:0:-1], strict=True)], dim=1)
         codes = level_codes(deep, self.config.hidden_dim, self.config.sine_max, source.dtype)
         code = torch.cat([c + e for c, e in zip(codes, self.level_embedding, strict=True)], dim=1)
         where = torch.cat(deep, dim=1)
         for layer in self.encoder:
-            source = layer(source, code, where, sizes, canvas, tables)
+            source = layer(source, code, where, sizes, grid_size, tables)
         levels = list(source.split(sizes, dim=1))
         nearest = tables[2] - sum(sizes[:2])  # res2 holds every cell, in raster order
         from_res3 = shepard(positions[0], deep[2], levels[2], nearest)
-        y = self.pointconv(positions[0], self.adapter(features[0]) + from_res3, canvas)
+        y = self.pointconv(positions[0], self.adapter(features[0]) + from_res3, grid_size)
         return self.mask_features(self.pointconv_norm(y).relu()), levels
 
 
@@ -143,14 +143,14 @@ def projection(channels, dim):
     return nn.Sequential(nn.Linear(channels, dim), nn.LayerNorm(dim))
 
 
-def blocked_by(mask_logits):
+def attention_mask(mask_logits):
     """Which tokens each query must not see: (B, q, n) mask logits at the tokens -> (B, q, n) bool (masked attention).
 
     True where the query's mask is more likely absent than present, except for a query that would see nothing: that sees
     all. No gradient passes.
     """
-    blocked = mask_logits.detach() < 0  # sigmoid < 1/2
-    return blocked & ~blocked.all(dim=2, keepdim=True)
+    attn_mask = mask_logits.detach() < 0  # sigmoid < 1/2
+    return attn_mask & ~attn_mask.all(dim=2, keepdim=True)
 
 
 class DecoderLayer(nn.Module):
@@ -165,12 +165,12 @@ class DecoderLayer(nn.Module):
         self.cross_norm, self.self_norm, self.ffn_norm = (nn.LayerNorm(dim) for _ in range(3))
         self.fc1, self.fc2 = nn.Linear(dim, config.decoder_ffn), nn.Linear(config.decoder_ffn, dim)
 
-    def forward(self, out, memory, code, blocked, seat):
-        """out (B, q, D), memory and its code (B, n, D), blocked (B, q, n), the queries' code (q, D) -> (B, q, D)."""
-        mask = blocked.repeat_interleave(self.heads, dim=0)
-        update = self.cross_attention(out + seat, memory + code, memory, attn_mask=mask, need_weights=False)[0]
+    def forward(self, out, memory, code, attn_mask, query_pos):
+        """out (B, q, D), memory and its code (B, n, D), attn_mask (B, q, n), the queries' code (q, D) -> (B, q, D)."""
+        mask = attn_mask.repeat_interleave(self.heads, dim=0)
+        update = self.cross_attention(out + query_pos, memory + code, memory, attn_mask=mask, need_weights=False)[0]
         out = self.cross_norm(out + update)
-        out = self.self_norm(out + self.self_attention(out + seat, out + seat, out, need_weights=False)[0])
+        out = self.self_norm(out + self.self_attention(out + query_pos, out + query_pos, out, need_weights=False)[0])
         return self.ffn_norm(out + self.fc2(self.fc1(out).relu_()))
 
 
@@ -230,7 +230,7 @@ class QueryDecoder(nn.Module):
                 masks = predictions[-1][1]
             else:
                 masks = predictions[-1][1].gather(2, at[level][:, None].expand(-1, out.shape[1], -1))
-            out = layer(out, memory, codes[level], blocked_by(masks), self.query_positions.weight)
+            out = layer(out, memory, codes[level], attention_mask(masks), self.query_positions.weight)
             if auxiliary or i + 1 == len(self.layers):
                 predictions.append(self.predict(out, mask_features))
         return predictions
@@ -250,7 +250,9 @@ class Mask2Former(Segmenter):
         """Images (B, 3, H, W) of one size -> SegmenterOutput, with or without auxiliary logits."""
         token_sets = self.backbone(images)
         mask_features, levels = self.pixel_decoder(token_sets)
-        canvas, positions = token_sets[0].canvas, [t.positions for t in token_sets[:0:-1]]
-        at = [p[..., 1] * canvas[1] + p[..., 0] for p in positions]  # the finest tokens are all cells, in raster order
+        grid_size, positions = token_sets[0].grid_size, [t.positions for t in token_sets[:0:-1]]
+        at = [
+            p[..., 1] * grid_size[1] + p[..., 0] for p in positions
+        ]  # the finest tokens are all cells, in raster order
         predictions = self.decoder(mask_features, levels, positions, at, auxiliary)
-        return output([(classes, masks.unflatten(2, canvas)) for classes, masks in predictions])
+        return output([(classes, masks.unflatten(2, grid_size)) for classes, masks in predictions])

@@ -68,12 +68,12 @@ class StageGeometry:
         return gather_rows(members, gather_rows(nearest, tokens)).flatten(2)
 
     def to_clusters(self, x):
-        """Put tokens (B, n, ...) in the order of the clusters: (B, k m, ...); empty places repeat a token."""
+        """Return tokens (B, n, ...) in the order of the clusters: (B, k m, ...); empty places repeat a token."""
         members = self.members.flatten(1)
         return gather_rows(x, members.clamp(min=0).expand(len(x), -1))
 
     def from_clusters(self, x):
-        """Put tokens (B, k m, ...) back where they were: (B, n, ...)."""
+        """Return tokens (B, k m, ...) in their own order again: (B, n, ...)."""
         return gather_rows(x, self.place.expand(len(x), -1))
 
     def renumbered(self):
@@ -85,18 +85,18 @@ class StageGeometry:
         return StageGeometry(positions, there, cluster, members, there, nearest, self.plan, self.dtype, True)
 
 
-def stage_geometry(positions, cluster_size, neighborhood, canvas, curve="scanline", dtype=torch.float32):
+def stage_geometry(positions, cluster_size, neighborhood, grid_size, curve="scanline", dtype=torch.float32):
     """Cluster the tokens and list the neighbourhood of each.
 
     Parameters
     ----------
     positions : (B, n, 2) int64 tensor
-        Distinct cells of the canvas; not checked here.
+        Distinct cells of the grid; not checked here.
     cluster_size : int
         m.
     neighborhood : int
         Wanted size of a neighbourhood, tokens. If it is n or more, every token sees all n.
-    canvas : (h, w)
+    grid_size : (h, w)
     curve : str
     dtype : torch.dtype
         Of relative positions.
@@ -108,7 +108,7 @@ def stage_geometry(positions, cluster_size, neighborhood, canvas, curve="scanlin
     """
     check_cluster_size(cluster_size)
     path = dispatch.path("attention", positions.device)
-    parts = torch.ops.aff.stage_geometry(positions, cluster_size, neighborhood, *canvas, curve, dtype, path)
+    parts = torch.ops.aff.stage_geometry(positions, cluster_size, neighborhood, *grid_size, curve, dtype, path)
     return StageGeometry(positions, *parts[:5], Plan(path, tuple(parts[5:])), dtype)
 
 
@@ -132,16 +132,16 @@ def _who_sees_whom(positions, clusters, cluster_size, neighborhood):
         return token[:, None].clone(), token, token.new_zeros(batch, n, 1)
     k = clusters.sums.shape[1]
     counts = (n - cluster_size * torch.arange(k, device=positions.device)).clamp(max=cluster_size)
-    seen = nearest_count(neighborhood, cluster_size, k)
-    return clusters.members, clusters.place, nearest_clusters(positions, clusters.sums, counts, seen)
+    nearest = nearest_count(neighborhood, cluster_size, k)
+    return clusters.members, clusters.place, nearest_clusters(positions, clusters.sums, counts, nearest)
 
 
 @_stage_geometry.register_fake
 def _(positions, cluster_size, neighborhood, h, w, curve, dtype, path):
     batch, n = positions.shape[:2]
-    all_seen = neighborhood >= n
-    k, m = (1, n) if all_seen else (-(-n // cluster_size), cluster_size)
-    seen = 1 if all_seen else nearest_count(neighborhood, cluster_size, k)
-    shapes = (batch, n), (batch, n), (batch, k, m), (batch, n), (batch, n, seen)
+    all_visible = neighborhood >= n
+    k, m = (1, n) if all_visible else (-(-n // cluster_size), cluster_size)
+    nearest = 1 if all_visible else nearest_count(neighborhood, cluster_size, k)
+    shapes = (batch, n), (batch, n), (batch, k, m), (batch, n), (batch, n, nearest)
     parts = [positions.new_empty(shape) for shape in shapes]
     return [*parts, *fake_plan(path, positions, parts[2], parts[4], dtype)]

@@ -60,9 +60,9 @@ def _check_finite(image):
         raise ValueError(f"image holds values that are NaN or infinite, in number {bad} of the batch")
 
 
-def grid_positions(canvas, device=None):
-    """Return the positions (h w, 2) of all cells of the canvas (h, w), as (x, y), in raster order, int64."""
-    y, x = torch.meshgrid(*(torch.arange(side, device=device) for side in canvas), indexing="ij")
+def grid_positions(grid_size, device=None):
+    """Return the positions (h w, 2) of all cells of the grid (h, w), as (x, y), in raster order, int64."""
+    y, x = torch.meshgrid(*(torch.arange(side, device=device) for side in grid_size), indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)
 
 

@@ -23,9 +23,9 @@ class PointConv(nn.Module):
         self.norm = nn.LayerNorm(MID_CHANNELS * dim)
         self.linear = nn.Linear(MID_CHANNELS * dim, out_dim)
 
-    def forward(self, positions, features, canvas):
-        """positions (B, n, 2) int64 on the canvas (h, w), features (B, n, C) -> (B, n, C')."""
-        nearest = nearest_tokens(positions, positions, NEAREST, canvas)
+    def forward(self, positions, features, grid_size):
+        """positions (B, n, 2) int64 on the grid (h, w), features (B, n, C) -> (B, n, C')."""
+        nearest = nearest_tokens(positions, positions, NEAREST, grid_size)
         itself = torch.arange(nearest.shape[1], device=nearest.device).expand(len(nearest), -1)
         parameters = ops.parameter_matrix(self.weight_net)
 

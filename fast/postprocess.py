@@ -61,7 +61,7 @@ def instances(class_logits, mask_logits, top=100):
 
 
 def panoptic(class_logits, mask_logits, things, object_threshold=0.8, overlap_threshold=0.8):
-    """Give each pixel to at most one segment.
+    """Compute a map that assigns each pixel to at most one segment.
 
     Parameters
     ----------

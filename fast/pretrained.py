@@ -142,13 +142,13 @@ def settled(name, fields, overrides):
 
 def put(model, weights):
     """Load a state dict into a model, whose classifier stays as created where it is for another number of classes."""
-    own = model.state_dict()
+    fresh = model.state_dict()
     kept = {
         name: value
         for name, value in weights.items()
-        if not name.startswith(CLASSIFIERS) or (name in own and own[name].shape == value.shape)
+        if not name.startswith(CLASSIFIERS) or (name in fresh and fresh[name].shape == value.shape)
     }
-    model.load_state_dict({name: own[name] for name in own if name.startswith(CLASSIFIERS)} | kept)
+    model.load_state_dict({name: fresh[name] for name in fresh if name.startswith(CLASSIFIERS)} | kept)
     return model
 
 

@@ -86,11 +86,11 @@ class Segmenter(nn.Module):
         groups = _groups(images, pixel_mask)
         if len(groups) > 1 and self.config.sine_max == "batch":
             raise ValueError('sine_max="batch" ties an image to its batch; for several sizes use sine_max="image"')
-        canvas = [-(-side // 4) for side in images.shape[2:]]
+        grid_size = [-(-side // 4) for side in images.shape[2:]]
         outputs = [self.segment(images[index, :, :h, :w], auxiliary) for (h, w), index in groups.items()]
         back = torch.tensor(sum(groups.values(), [])).argsort().to(images.device)
         predictions = [[_pair(o) for o in (*output.auxiliary_logits, output)] for output in outputs]
-        return output([_merged(layer, back, canvas) for layer in zip(*predictions, strict=True)])
+        return output([_merged(layer, back, grid_size) for layer in zip(*predictions, strict=True)])
 
     def _of_nothing(self, images):
         """The output for a batch of no images, prepared."""
@@ -101,7 +101,7 @@ class Segmenter(nn.Module):
 
 
 def output(predictions):
-    """Put a list of (classes (B, q, classes + 1), mask logits (B, q, h, w)) into a SegmenterOutput."""
+    """Return the SegmenterOutput of a list of (classes (B, q, classes + 1), mask logits (B, q, h, w))."""
     names = ("class_queries_logits", "masks_queries_logits")
     return SegmenterOutput(*predictions[-1], [dict(zip(names, pair, strict=True)) for pair in predictions[:-1]])
 
@@ -128,10 +128,10 @@ def _pair(prediction):
     return prediction["class_queries_logits"], prediction["masks_queries_logits"]
 
 
-def _merged(layer, back, canvas):
-    """One layer's (classes, masks) of each group -> those of the whole batch, in its order, on one canvas."""
+def _merged(layer, back, grid_size):
+    """One layer's (classes, masks) of each group -> those of the whole batch, in its order, on one grid."""
     masks = []
     for _, m in layer:
-        pad = (0, canvas[1] - m.shape[3], 0, canvas[0] - m.shape[2])
+        pad = (0, grid_size[1] - m.shape[3], 0, grid_size[0] - m.shape[2])
         masks.append(nn.functional.pad(m, pad, value=OUTSIDE))
     return torch.cat([classes for classes, _ in layer])[back], torch.cat(masks)[back]

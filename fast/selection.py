@@ -22,12 +22,12 @@ class Importance(nn.Module):
             return score.squeeze(-1).sigmoid()
 
 
-def token_counts(canvas, rate, reserve=True, stages=4):
-    """Work out how many tokens each stage has: n, then int(n * rate) after each merge.
+def token_counts(grid_size, rate, reserve=True, stages=4):
+    """Compute how many tokens each stage has: n, then int(n * rate) after each merge.
 
     Parameters
     ----------
-    canvas : (h, w)
+    grid_size : (h, w)
     rate : float
         0 < rate <= 1.
     reserve : bool
@@ -46,17 +46,17 @@ def token_counts(canvas, rate, reserve=True, stages=4):
     """
     if not 0 < rate <= 1:
         raise ValueError(f"rate must be in (0, 1], not {rate}")
-    counts, problem = _counts(canvas, rate, reserve, stages)
+    counts, problem = _counts(grid_size, rate, reserve, stages)
     if problem:
-        enough = next(r / 10000 for r in range(1, 10001) if not _counts(canvas, r / 10000, reserve, stages)[1])
+        enough = next(r / 10000 for r in range(1, 10001) if not _counts(grid_size, r / 10000, reserve, stages)[1])
         raise ValueError(
-            f"rate {rate} is too small for {canvas[0]} x {canvas[1]} cells: {problem}; use rate >= {enough}"
+            f"rate {rate} is too small for {grid_size[0]} x {grid_size[1]} cells: {problem}; use rate >= {enough}"
         )
     return counts
 
 
-def _counts(canvas, rate, reserve, stages):
-    h, w = canvas
+def _counts(grid_size, rate, reserve, stages):
+    h, w = grid_size
     counts = [h * w]
     for stage in range(1, stages):
         keep, spacing = int(counts[-1] * rate), 2 ** (stage + 1)

@@ -21,13 +21,13 @@ class SoftAssignment(nn.Module):
         self.coarse = nn.Linear(coarse_dim, EMBEDDING, bias=False)
         self.temperature = nn.Parameter(torch.full((1,), 0.1))
 
-    def forward(self, fine_positions, fine, coarse_positions, coarse, canvas):
+    def forward(self, fine_positions, fine, coarse_positions, coarse, grid_size):
         """Fine tokens (B, n, ...) and merged ones (B, K, ...) -> candidates (B, n, 9) int64, assignment (B, n, 9).
 
         Fine features come with the stage's layer norm. Candidates are the nearest merged tokens (L2, ties in raster
         order), all of them if there are fewer.
         """
-        candidates = nearest_tokens(fine_positions, coarse_positions, CANDIDATES, canvas)
+        candidates = nearest_tokens(fine_positions, coarse_positions, CANDIDATES, grid_size)
         a = nn.functional.normalize(self.fine(fine), dim=-1, eps=SMALL)
         b = nn.functional.normalize(self.coarse(self.coarse_norm(coarse)), dim=-1, eps=SMALL)
         cosine = (gather_rows(b, candidates) @ a[..., None]).squeeze(-1)

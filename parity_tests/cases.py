@@ -23,7 +23,7 @@ class Case:
     """A batch of token sets, and the settings to use on it."""
 
     name: str
-    canvas: tuple  # (h, w)
+    grid_size: tuple  # (h, w)
     tokens: int | None = None  # n; None: all h w
     cluster_size: int = 8
     neighborhood: int = 24  # tokens
@@ -38,7 +38,7 @@ class Case:
     @property
     def n(self):
         """Tokens of each image."""
-        return self.canvas[0] * self.canvas[1] if self.tokens is None else self.tokens
+        return self.grid_size[0] * self.grid_size[1] if self.tokens is None else self.tokens
 
     def generator(self, purpose=""):
         """Return a random generator that depends on the case's name and the purpose alone."""
@@ -46,7 +46,7 @@ class Case:
 
     def positions(self):
         """Return (B, n, 2) int64: the coarse grid of spacing 4 first, then random cells, as after a merge."""
-        rng, cells, images = self.generator("positions"), grid_positions(self.canvas), []
+        rng, cells, images = self.generator("positions"), grid_positions(self.grid_size), []
         for _ in range(self.batch):
             on_coarse_grid = (cells % 4 == 0).all(axis=1)
             chosen = np.lexsort((rng.random(len(cells)), ~on_coarse_grid))[: self.n]
@@ -65,14 +65,14 @@ class Case:
         """Return the fast twin's StageGeometry of the batch."""
         positions = torch.from_numpy(self.positions()).to(device)
         return fast.neighborhoods.stage_geometry(
-            positions, self.cluster_size, self.neighborhood, self.canvas, dtype=dtype
+            positions, self.cluster_size, self.neighborhood, self.grid_size, dtype=dtype
         )
 
 
 @lru_cache(maxsize=64)
 def _reference_geometry(case):
     return [
-        reference.neighborhoods.stage_geometry(p, case.cluster_size, case.neighborhood, case.canvas)
+        reference.neighborhoods.stage_geometry(p, case.cluster_size, case.neighborhood, case.grid_size)
         for p in case.positions()
     ]
 

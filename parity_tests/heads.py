@@ -31,12 +31,12 @@ def small_config(**overrides):
     return fast.HeadConfig(**options), reference.mask2former.HeadConfig(**options)
 
 
-def level_positions(canvas, batch=1, seed=0):
+def level_positions(grid_size, batch=1, seed=0):
     """Positions (B, n, 2) of res2..res5: the grid, then nested subsets of about a third that keep every 4th cell."""
-    rng, sets = np.random.default_rng(seed), [np.tile(grid_positions(canvas), (batch, 1, 1))]
+    rng, sets = np.random.default_rng(seed), [np.tile(grid_positions(grid_size), (batch, 1, 1))]
     for level in range(1, 4):
         spacing, images = 2 ** (level + 1), []
-        keep = max(len(sets[-1][0]) // 3, -(-canvas[0] // spacing) * -(-canvas[1] // spacing))
+        keep = max(len(sets[-1][0]) // 3, -(-grid_size[0] // spacing) * -(-grid_size[1] // spacing))
         for positions in sets[-1]:
             free = (positions % spacing).any(axis=1)
             images.append(positions[np.sort(np.lexsort((rng.random(len(positions)), free))[:keep])])
@@ -44,12 +44,12 @@ def level_positions(canvas, batch=1, seed=0):
     return sets
 
 
-def token_sets(canvas, batch=1, dims=DIMS, dtype=torch.float64, seed=0):
+def token_sets(grid_size, batch=1, dims=DIMS, dtype=torch.float64, seed=0):
     """Random TokenSets res2..res5, and the same for the reference: a list of (positions, features) for each image."""
     rng, ours = np.random.default_rng(seed + 1), []
-    for positions, dim in zip(level_positions(canvas, batch, seed), dims, strict=True):
+    for positions, dim in zip(level_positions(grid_size, batch, seed), dims, strict=True):
         features = torch.from_numpy(rng.standard_normal((*positions.shape[:2], dim))).to(dtype)
-        ours.append(fast.backbone.TokenSet(torch.from_numpy(positions), features, canvas))
+        ours.append(fast.backbone.TokenSet(torch.from_numpy(positions), features, grid_size))
     theirs = [[(t.positions[i].numpy(), t.features[i].double().numpy()) for t in ours] for i in range(batch)]
     return ours, theirs
 
@@ -68,10 +68,10 @@ def reference_segment(model, weights, image, largest=None):
     part = reference.backbone.subset(weights, "backbone")
     stages = reference.backbone.forward_features(config, part, image)
     sets = reference.backbone.token_sets(part, stages)
-    canvas = tuple(-(-side // 4) for side in image.shape[1:])
+    grid_size = tuple(-(-side // 4) for side in image.shape[1:])
     if isinstance(model, fast.hcformer.HCFormer):
-        return reference.hcformer.forward(stages, sets, canvas, weights, head, largest)
-    return reference.mask2former.forward(sets, canvas, weights, head, largest)[0]
+        return reference.hcformer.forward(stages, sets, grid_size, weights, head, largest)
+    return reference.mask2former.forward(sets, grid_size, weights, head, largest)[0]
 
 
 def predictions(output):

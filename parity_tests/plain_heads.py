@@ -34,28 +34,30 @@ def pointconv(positions, features, weights):
     return linear(layer_norm(mixed, subset(weights, "norm")), subset(weights, "linear"))
 
 
-def deformable_attention(query, positions, source, level_sizes, canvas, weights, heads, points, lookup="rounded"):
+def deformable_attention(query, positions, source, level_sizes, grid_size, weights, heads, points, lookup="rounded"):
     n, levels = len(query), len(level_sizes)
     offsets = linear(query, subset(weights, "sampling_offsets")).reshape(n, heads, levels, points, 2)
-    locations = torch.as_tensor(positions)[:, None, None, None] + offsets
+    sampling_locations = torch.as_tensor(positions)[:, None, None, None] + offsets
     logits = linear(query, subset(weights, "attention_weights")).reshape(n, heads, levels * points)
     attention = logits.softmax(dim=-1).reshape(n, heads, levels, points)
     values = linear(source, subset(weights, "value")).reshape(n, heads, -1)
     out, start = 0, 0
     for level, size in enumerate(level_sizes):
         tokens = slice(start, start + size)
-        sampled = _sample(locations[:, :, level], positions[tokens], values[tokens], canvas, weights, lookup)
+        sampled = _sample(
+            sampling_locations[:, :, level], positions[tokens], values[tokens], grid_size, weights, lookup
+        )
         out, start = out + torch.einsum("nhp,nhpd->nhd", attention[:, :, level], sampled), start + size
     return linear(out.reshape(n, -1), subset(weights, "output"))
 
 
-def _sample(locations, positions, values, canvas, weights, lookup):
-    places = locations.detach().double().numpy()
+def _sample(sampling_locations, positions, values, grid_size, weights, lookup):
+    exact = sampling_locations.detach().double().numpy()
     if lookup == "rounded":
-        nearest = nearest_by_table(places, lookup_table(positions, canvas), canvas)
+        nearest = nearest_by_table(exact, lookup_table(positions, grid_size), grid_size)
     else:
-        nearest = nearest_exact(places, positions)
-    weight = shepard_weights(locations, positions[nearest], weights["shepard_power"])
+        nearest = nearest_exact(exact, positions)
+    weight = shepard_weights(sampling_locations, positions[nearest], weights["shepard_power"])
     return torch.einsum("qhpk,qhpkd->qhpd", weight, values[nearest, np.arange(values.shape[1])[:, None, None]])
 
 
@@ -67,29 +69,31 @@ def sine_embedding(positions, channels, largest, dtype):
     return torch.cat([parts.sin(), parts.cos()], dim=-1).reshape(len(positions), channels)
 
 
-def encoder_layer(source, code, positions, level_sizes, canvas, weights, config):
+def encoder_layer(source, code, positions, level_sizes, grid_size, weights, config):
     settings = subset(weights, "attention"), config.heads, config.points, config.lookup
-    update = deformable_attention(source + code, positions, source, level_sizes, canvas, *settings)
+    update = deformable_attention(source + code, positions, source, level_sizes, grid_size, *settings)
     source = layer_norm(source + update, subset(weights, "norm1"))
     hidden = linear(source, subset(weights, "fc1")).relu()
     return layer_norm(source + linear(hidden, subset(weights, "fc2")), subset(weights, "norm2"))
 
 
-def multihead_attention(query, key, value, weights, heads, blocked=None):
+def multihead_attention(query, key, value, weights, heads, attn_mask=None):
     w, b = weights["in_proj_weight"].chunk(3), weights["in_proj_bias"].chunk(3)
     q, k, v = ((x @ wi.T + bi).reshape(len(x), heads, -1) for x, wi, bi in zip((query, key, value), w, b, strict=True))
     logits = torch.einsum("qhd,nhd->hqn", q, k) / q.shape[-1] ** 0.5
-    if blocked is not None:
-        logits = logits.masked_fill(torch.as_tensor(blocked), -torch.inf)
+    if attn_mask is not None:
+        logits = logits.masked_fill(torch.as_tensor(attn_mask), -torch.inf)
     out = torch.einsum("hqn,nhd->qhd", logits.softmax(dim=-1), v).reshape(len(query), -1)
     return linear(out, subset(weights, "out_proj"))
 
 
-def decoder_layer(out, memory, code, blocked, weights, heads):
-    seat = weights["query_positions"]
-    update = multihead_attention(out + seat, memory + code, memory, subset(weights, "cross_attention"), heads, blocked)
+def decoder_layer(out, memory, code, attn_mask, weights, heads):
+    query_pos = weights["query_positions"]
+    update = multihead_attention(
+        out + query_pos, memory + code, memory, subset(weights, "cross_attention"), heads, attn_mask
+    )
     out = layer_norm(out + update, subset(weights, "cross_norm"))
-    update = multihead_attention(out + seat, out + seat, out, subset(weights, "self_attention"), heads)
+    update = multihead_attention(out + query_pos, out + query_pos, out, subset(weights, "self_attention"), heads)
     out = layer_norm(out + update, subset(weights, "self_norm"))
     hidden = linear(out, subset(weights, "fc1")).relu()
     return layer_norm(out + linear(hidden, subset(weights, "fc2")), subset(weights, "ffn_norm"))

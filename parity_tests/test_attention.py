@@ -73,7 +73,7 @@ def test_attention_and_block_agree(case, layer_scale, dtype, device):
 def test_gradients_agree_with_central_differences_of_the_reference(case):
     block = fast.attention.AttentionBlock(case.dim, case.heads, 2.0, 1.0, 0.0).double()
     weights = fill(block, seed=3, dtype=torch.float64)
-    x, upstream = case.normal("x", case.n, case.dim), case.normal("upstream", case.n, case.dim)
+    x, grad_out = case.normal("x", case.n, case.dim), case.normal("grad_out", case.n, case.dim)
     geometry, exact = case.fast_geometry(torch.float64), case.reference_geometry()
 
     def output(inputs):
@@ -83,9 +83,9 @@ def test_gradients_agree_with_central_differences_of_the_reference(case):
         ]
         return np.stack(blocks)
 
-    gradients = backward(block, {"x": x}, lambda i: block(i["x"], geometry), upstream)
+    gradients = backward(block, {"x": x}, lambda i: block(i["x"], geometry), grad_out)
     assert_directional(
-        gradients, output, {"x": x.numpy(), **weights}, upstream.numpy(), name="attention_block gradient"
+        gradients, output, {"x": x.numpy(), **weights}, grad_out.numpy(), name="attention_block gradient"
     )
 
 
@@ -96,16 +96,16 @@ def test_every_element_of_the_gradients_agrees(case, dtype, device):
     block = fast.attention.AttentionBlock(case.dim, case.heads, 2.0, 1.0, 0.0)
     weights = fill(block, seed=3, dtype=dtype)
     block = block.to(device=device, dtype=dtype)
-    x, upstream = (case.normal(name, case.n, case.dim, dtype=dtype) for name in ("x", "upstream"))
+    x, grad_out = (case.normal(name, case.n, case.dim, dtype=dtype) for name in ("x", "grad_out"))
     geometry, exact = case.fast_geometry(torch.float64, device), case.reference_geometry()
-    got = backward(block, {"x": x.to(device)}, lambda i: block(i["x"], geometry), upstream.to(device))
+    got = backward(block, {"x": x.to(device)}, lambda i: block(i["x"], geometry), grad_out.to(device))
 
     def formula(inputs):
         return torch.stack(
             [plain.attention_block(f, g, inputs, case.heads) for f, g in zip(inputs["x"], exact, strict=True)]
         )
 
-    judges = [flat({"x": x, **tensors(weights, d)}, formula, upstream, d) for d in (torch.float64, dtype)]
+    judges = [flat({"x": x, **tensors(weights, d)}, formula, grad_out, d) for d in (torch.float64, dtype)]
     assert_layers(got, *judges, dtype, GRADIENT, name="attention_block gradient")
 
 

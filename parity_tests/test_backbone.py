@@ -98,12 +98,12 @@ def fast_stage(stage, features, oracle, geometry):
 def test_stages_agree_under_the_references_choice(name, dtype):
     model, config, weights = twins(SETTINGS[name], dtype)
     model = model.to(torch.promote_types(dtype, torch.float32))
-    image, canvas = prepare_image(pictures(64, 96)[0]), (16, 24)
-    positions, features = grid_positions(canvas), patch_embedding(image, subset(weights, "patch_embedding"))
+    image, grid_size = prepare_image(pictures(64, 96)[0]), (16, 24)
+    positions, features = grid_positions(grid_size), patch_embedding(image, subset(weights, "patch_embedding"))
     for index, (stage, keep) in enumerate(zip(model.stages, (96, 24, 6, None), strict=True)):
         low, part = torch.from_numpy(features).to(dtype), subset(weights, f"stages.{index}")
-        oracle = reference.backbone.forward_stage(config, part, index, positions, low.double().numpy(), canvas, keep)
-        settings = config.cluster_size, config.neighborhood[index], canvas, config.curve
+        oracle = reference.backbone.forward_stage(config, part, index, positions, low.double().numpy(), grid_size, keep)
+        settings = config.cluster_size, config.neighborhood[index], grid_size, config.curve
         baseline = plain_stage(low, oracle, stage_geometry(positions, *settings), tensors(part, dtype), config, index)
         geometry = fast.neighborhoods.stage_geometry(torch.from_numpy(positions)[None], *settings, torch.float64)
         with torch.no_grad(), precision(dtype):
@@ -136,8 +136,8 @@ def test_gradient_of_the_whole_agrees_with_central_differences_of_the_reference(
     """The choice stands still under so small a step; the importance learns through the merging alone."""
     model, config, weights = twins({"num_classes": 3})
     model, image = model.double(), pictures(32, 40, batch=1)
-    upstream = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
-    gradients = backward(model, {"image": torch.from_numpy(image)}, lambda i: model(i["image"]), upstream)
+    grad_out = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    gradients = backward(model, {"image": torch.from_numpy(image)}, lambda i: model(i["image"]), grad_out)
     names = ("image", "patch_embedding.conv1.weight", "patch_embedding.batch_norm.bias", "head.weight")
     names += tuple(f"stages.0.{part}" for part in ("importance.weight", "blocks.0.attention.position.weight"))
     names += ("stages.1.merging.weight_net.0.weight", "stages.2.blocks.1.attention.blank_key", "norm.weight")
@@ -146,7 +146,7 @@ def test_gradient_of_the_whole_agrees_with_central_differences_of_the_reference(
         return reference.backbone.forward(config, inputs, inputs["image"][0])[0][None]
 
     chosen = {name: gradients[name] for name in names}
-    assert_directional(chosen, output, {"image": image, **weights}, upstream.numpy(), name="backbone gradient")
+    assert_directional(chosen, output, {"image": image, **weights}, grad_out.numpy(), name="backbone gradient")
 
 
 @pytest.mark.parametrize("height, width", [(33, 47), (62, 35)])
@@ -197,9 +197,9 @@ def features_model():
 def test_features_only():
     model, batch = features_model(), torch.from_numpy(pictures(64, 96, batch=2)).float()
     sets = model(batch)
-    stages, canvas = model.run_stages(batch)
+    stages, grid_size = model.run_stages(batch)
     for tokens, stage, norm, info in zip(sets, stages, model.norms, model.feature_info, strict=True):
-        assert torch.equal(tokens.positions, stage.positions) and tokens.canvas == canvas == (16, 24)
+        assert torch.equal(tokens.positions, stage.positions) and tokens.grid_size == grid_size == (16, 24)
         assert torch.equal(tokens.features, norm(stage.features))
         assert tokens.features.shape[2] == info["num_chs"]
         model.get_submodule(info["module"])

@@ -16,7 +16,7 @@ from reference.curves import CURVES, curve_ranks
 
 @st.composite
 def token_sets(draw, most=60):
-    """Distinct positions in random storage order, a canvas, a cluster size and a curve."""
+    """Distinct positions in random storage order, a grid, a cluster size and a curve."""
     h, w = draw(st.integers(1, 14)), draw(st.integers(1, 14))
     cells = draw(st.lists(st.integers(0, h * w - 1), min_size=1, max_size=most, unique=True))
     positions = np.stack([np.array(cells) % w, np.array(cells) // w], axis=1)
@@ -31,8 +31,8 @@ def fast_clusters(positions, *arguments, device="cpu"):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_twins_agree(case, curve, device):
     positions = case.positions()
-    order, cluster = fast_clusters(positions, case.cluster_size, case.canvas, curve, device=device)
-    expected = [balanced_clusters(p, case.cluster_size, case.canvas, curve) for p in positions]
+    order, cluster = fast_clusters(positions, case.cluster_size, case.grid_size, curve, device=device)
+    expected = [balanced_clusters(p, case.cluster_size, case.grid_size, curve) for p in positions]
     assert_equal(order, np.stack([e[0] for e in expected]), name=f"balanced_clusters {curve}: order")
     assert_equal(cluster, np.stack([e[1] for e in expected]), name=f"balanced_clusters {curve}: cluster")
 
@@ -40,16 +40,19 @@ def test_twins_agree(case, curve, device):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_twins_agree_on_the_parts(case, device):
     positions, m = case.positions(), case.cluster_size
-    grid = patch_grid(case.n, m, case.canvas)
-    assert fast.clustering.patch_grid(case.n, m, case.canvas) == grid
+    grid = patch_grid(case.n, m, case.grid_size)
+    assert fast.clustering.patch_grid(case.n, m, case.grid_size) == grid
     ranks = curve_ranks(*grid)
     tensors = torch.from_numpy(positions).to(device)
-    got = fast.clustering.anchor_ratio(tensors, torch.from_numpy(ranks).to(device), case.canvas)
+    got = fast.clustering.anchor_ratio(tensors, torch.from_numpy(ranks).to(device), case.grid_size)
     for name, values, wanted in zip(
-        ("rank", "ratio"), got, zip(*(anchor_ratio(p, ranks, case.canvas) for p in positions), strict=True), strict=True
+        ("rank", "ratio"),
+        got,
+        zip(*(anchor_ratio(p, ranks, case.grid_size) for p in positions), strict=True),
+        strict=True,
     ):
         assert_equal(values, np.stack(wanted), name=f"anchor_ratio: {name}")
-    orders = np.stack([balanced_clusters(p, m, case.canvas)[0] for p in positions])
+    orders = np.stack([balanced_clusters(p, m, case.grid_size)[0] for p in positions])
     sums, counts = fast.clustering.cluster_sums(tensors, torch.from_numpy(orders).to(device), m)
     expected = [cluster_sums(p, order, m) for p, order in zip(positions, orders, strict=True)]
     assert_equal(sums, np.stack([e[0] for e in expected]), name="cluster_sums: S")
@@ -57,7 +60,7 @@ def test_twins_agree_on_the_parts(case, device):
 
 
 @pytest.mark.parametrize("curve", CURVES)
-def test_twins_agree_on_a_canvas_of_1024(curve):
+def test_twins_agree_on_a_grid_of_1024(curve):
     rng = np.random.default_rng(5)
     cells = rng.choice(1024 * 1024, 4000, replace=False)
     positions = np.stack([cells % 1024, cells // 1024], axis=1)
@@ -93,17 +96,17 @@ def test_patch_of_a_token_is_found_in_integers(h):
 
 @given(token_sets())
 def test_twins_agree_on_any_token_set(example):
-    positions, canvas, m, curve = example
-    order, cluster = fast_clusters(positions[None], m, canvas, curve)
-    expected = balanced_clusters(positions, m, canvas, curve)
+    positions, grid_size, m, curve = example
+    order, cluster = fast_clusters(positions[None], m, grid_size, curve)
+    expected = balanced_clusters(positions, m, grid_size, curve)
     assert_equal(order[0], expected[0], name=f"balanced_clusters {curve}: order")
     assert_equal(cluster[0], expected[1], name=f"balanced_clusters {curve}: cluster")
 
 
 @given(token_sets())
 def test_each_token_is_in_one_cluster_and_all_but_the_last_are_full(example):
-    positions, canvas, m, curve = example
-    order, cluster = balanced_clusters(positions, m, canvas, curve)
+    positions, grid_size, m, curve = example
+    order, cluster = balanced_clusters(positions, m, grid_size, curve)
     assert sorted(order) == list(range(len(positions)))
     sizes = np.bincount(cluster)
     assert (sizes[:-1] == m).all() and 1 <= sizes[-1] <= m
@@ -112,20 +115,20 @@ def test_each_token_is_in_one_cluster_and_all_but_the_last_are_full(example):
 
 @given(token_sets(), st.randoms(use_true_random=False))
 def test_storage_order_does_not_matter(example, random):
-    positions, canvas, m, curve = example
+    positions, grid_size, m, curve = example
     shuffle = list(range(len(positions)))
     random.shuffle(shuffle)
     for clusters in (balanced_clusters, lambda p, *rest: tuple(x[0].numpy() for x in fast_clusters(p[None], *rest))):
-        order, cluster = clusters(positions, m, canvas, curve)
-        order2, cluster2 = clusters(positions[shuffle], m, canvas, curve)
+        order, cluster = clusters(positions, m, grid_size, curve)
+        order2, cluster2 = clusters(positions[shuffle], m, grid_size, curve)
         assert (positions[order] == positions[shuffle][order2]).all()
         assert (cluster[shuffle] == cluster2).all()
 
 
 @given(token_sets())
 def test_centres_come_from_exact_sums(example):
-    positions, canvas, m, curve = example
-    order, cluster = balanced_clusters(positions, m, canvas, curve)
+    positions, grid_size, m, curve = example
+    order, cluster = balanced_clusters(positions, m, grid_size, curve)
     sums, counts = cluster_sums(positions, order, m)
     for j in range(len(counts)):
         assert counts[j] == (cluster == j).sum()
@@ -157,8 +160,8 @@ def test_patches_are_about_as_many_as_clusters():
 
 BAD = {
     "duplicate": ([[1, 1], [2, 0], [1, 1]], 2, (4, 4), "scanline", ValueError, "more than one token.*\\(1, 1\\)"),
-    "off_canvas": ([[1, 1], [4, 0]], 2, (4, 4), "scanline", ValueError, "positions: .* off the canvas.*\\(4, 0\\)"),
-    "negative": ([[0, -1]], 2, (4, 4), "scanline", ValueError, "off the canvas"),
+    "off_grid": ([[1, 1], [4, 0]], 2, (4, 4), "scanline", ValueError, "positions: .* off the grid.*\\(4, 0\\)"),
+    "negative": ([[0, -1]], 2, (4, 4), "scanline", ValueError, "off the grid"),
     "floats": ([[0.0, 1.0]], 2, (4, 4), "scanline", TypeError, "positions must be integers"),
     "three_columns": ([[0, 1, 2]], 2, (4, 4), "scanline", ValueError, "positions must have shape"),
     "cluster_size": ([[0, 1]], 0, (4, 4), "scanline", ValueError, "cluster_size"),
@@ -168,11 +171,11 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_gets_the_same_error_from_both(name):
-    positions, m, canvas, curve, kind, message = BAD[name]
+    positions, m, grid_size, curve, kind, message = BAD[name]
     with pytest.raises(kind, match=message):
-        balanced_clusters(np.array(positions), m, canvas, curve)
+        balanced_clusters(np.array(positions), m, grid_size, curve)
     with pytest.raises(kind, match=message):
-        fast_clusters(np.array([positions]), m, canvas, curve)
+        fast_clusters(np.array([positions]), m, grid_size, curve)
 
 
 def test_no_tokens_are_refused_by_both():
@@ -185,6 +188,6 @@ def test_no_tokens_are_refused_by_both():
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.uint8], ids=str)
 def test_any_integer_dtype_will_do(dtype):
     positions = CASES[3].positions()
-    order, _ = fast.clustering.balanced_clusters(torch.from_numpy(positions).to(dtype), 8, CASES[3].canvas)
-    expected, _ = reference.clustering.balanced_clusters(positions[0].astype(np.int32), 8, CASES[3].canvas)
+    order, _ = fast.clustering.balanced_clusters(torch.from_numpy(positions).to(dtype), 8, CASES[3].grid_size)
+    expected, _ = reference.clustering.balanced_clusters(positions[0].astype(np.int32), 8, CASES[3].grid_size)
     assert_equal(order[0], expected, name="balanced_clusters scanline: order")

@@ -40,15 +40,20 @@ GEOMETRY = geometry_cases()
 
 
 def parts(case):
-    """Positions, canvas and cluster size of a golden case."""
+    """Positions, grid_size and cluster size of a golden case."""
     golden = GEOMETRY[case]
-    return golden, golden["positions"].astype(np.int64), tuple(golden["canvas"].tolist()), int(golden["cluster_size"])
+    return (
+        golden,
+        golden["positions"].astype(np.int64),
+        tuple(golden["canvas"].tolist()),
+        int(golden["cluster_size"]),
+    )
 
 
 @pytest.mark.parametrize("case", GEOMETRY)
 def test_reference_geometry(case):
-    golden, positions, canvas, m = parts(case)
-    order, _ = balanced_clusters(positions, m, canvas)
+    golden, positions, grid_size, m = parts(case)
+    order, _ = balanced_clusters(positions, m, grid_size)
     assert (order == golden["order"]).all()
     sums, counts = cluster_sums(positions, order, m)
     for search in (nearest_clusters, nearest_clusters_kdtree):
@@ -61,9 +66,9 @@ def test_reference_geometry(case):
 
 @pytest.mark.parametrize("case", GEOMETRY)
 def test_fast_geometry(case, device):
-    golden, positions, canvas, m = parts(case)
+    golden, positions, grid_size, m = parts(case)
     positions = torch.from_numpy(positions)[None].to(device)
-    order, _ = fast.clustering.balanced_clusters(positions, m, canvas)
+    order, _ = fast.clustering.balanced_clusters(positions, m, grid_size)
     assert_equal(order[0], golden["order"].astype(np.int64), name="golden geometry: order")
     sums, counts = fast.clustering.cluster_sums(positions, order, m)
     wanted = golden["nearest_clusters"].astype(np.int64)

@@ -87,7 +87,7 @@ def test_reference_network(network):
     golden, model, weights = network
     config = reference.backbone.Config(**vars(model.backbone.config))
     head = reference.mask2former.HeadConfig(**vars(model.config))
-    part, canvas = subset(weights, "backbone"), tuple(golden["pred_masks"].shape[2:])
+    part, grid_size = subset(weights, "backbone"), tuple(golden["pred_masks"].shape[2:])
     images = np.moveaxis(golden["image"], 3, 1)
     sets = [
         reference.backbone.token_sets(part, reference.backbone.forward_features(config, part, image))
@@ -97,6 +97,6 @@ def test_reference_network(network):
     largest = [np.max([p.max(axis=0) for p, _ in level], axis=0) for level in deep]  # of the batch: "batch"
     results = []
     for image in sets:
-        pairs, mask_features, levels = reference.mask2former.forward(image, canvas, weights, head, largest)
+        pairs, mask_features, levels = reference.mask2former.forward(image, grid_size, weights, head, largest)
         results.append(named(image, mask_features, levels, pairs))
     check(golden, {name: np.stack([r[name] for r in results]) for name in results[0]})

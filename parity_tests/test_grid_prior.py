@@ -81,13 +81,13 @@ def test_full_grid_has_stride_one_everywhere():
     assert grid_prior(positions, local_stride(positions)).sum() == 3 * 5  # even x, even y
 
 
-@pytest.mark.parametrize("canvas", [(8, 8), (9, 13), (7, 1), (33, 40)], ids=str)
-def test_number_of_reserved_tokens(canvas):
-    y, x = np.indices(canvas).reshape(2, -1)
+@pytest.mark.parametrize("grid_size", [(8, 8), (9, 13), (7, 1), (33, 40)], ids=str)
+def test_number_of_reserved_tokens(grid_size):
+    y, x = np.indices(grid_size).reshape(2, -1)
     positions = np.stack([x, y], axis=1)
     for stage in (1, 2, 3):
         spacing = 2 ** (stage + 1)
-        assert reserved_tokens(positions, stage).sum() == -(-canvas[0] // spacing) * -(-canvas[1] // spacing)
+        assert reserved_tokens(positions, stage).sum() == -(-grid_size[0] // spacing) * -(-grid_size[1] // spacing)
 
 
 def test_result_does_not_depend_on_how_many_pairs_are_held_at_once(monkeypatch):

@@ -100,8 +100,8 @@ def test_gradient_agrees_with_central_differences_of_the_reference():
     chosen = [k for k in weights if k.endswith(names) and not k.startswith("backbone.")]
     rng, out = np.random.default_rng(1), predictions(model(torch.from_numpy(image)))
     flat = torch.cat([x.flatten() for pair in out for x in pair])
-    upstream = torch.from_numpy(rng.standard_normal(len(flat)))
-    flat.backward(upstream)
+    grad_out = torch.from_numpy(rng.standard_normal(len(flat)))
+    flat.backward(grad_out)
     gradients = {name: model.get_parameter(name).grad for name in chosen}
     stages, sets = stages_of(model, weights, image[0])
     head = reference.mask2former.HeadConfig(**vars(model.config))
@@ -111,7 +111,7 @@ def test_gradient_agrees_with_central_differences_of_the_reference():
         return np.concatenate([x.ravel() for pair in pairs for x in pair])
 
     assert len(chosen) == 11
-    assert_directional(gradients, output, weights, upstream.numpy(), name="hcformer gradient")
+    assert_directional(gradients, output, weights, grad_out.numpy(), name="hcformer gradient")
 
 
 def test_candidates_are_merged_tokens_of_the_same_stage():

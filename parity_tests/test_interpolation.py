@@ -21,9 +21,9 @@ QUERIES = 30
 
 
 def places(case, dtype=torch.float64):
-    """Points (B, q, 2) to read at, some of them tokens and some beyond the canvas, and the nearest 4 tokens of each."""
+    """Points (B, q, 2) to read at, some of them tokens and some beyond the grid, and the nearest 4 tokens of each."""
     rng, positions = case.generator("places"), case.positions()
-    h, w = case.canvas
+    h, w = case.grid_size
     points = rng.uniform(-3, [w + 3, h + 3], (case.batch, QUERIES, 2))
     own = rng.integers(0, case.n, (case.batch, 8))
     points[:, :8] = np.take_along_axis(positions, own[..., None], axis=1)
@@ -84,13 +84,13 @@ def test_gradients_agree_with_central_differences_of_the_reference(case):
     points, nearest = places(case)
     points, nearest = points[:, 8:], nearest[:, 8:]
     ours, theirs = shepard_of(case, nearest)
-    upstream = case.normal("upstream", points.shape[1], case.dim)
+    grad_out = case.normal("grad_out", points.shape[1], case.dim)
     start = start_of(case, points)
     inputs = {name: value.clone().requires_grad_() for name, value in start.items()}
-    ours(inputs).backward(upstream)
+    ours(inputs).backward(grad_out)
     gradients = {name: value.grad for name, value in inputs.items()}
     at = {name: value.numpy() for name, value in start.items()}
-    assert_directional(gradients, lambda i: np.stack(theirs(i)), at, upstream.numpy(), name="shepard gradient")
+    assert_directional(gradients, lambda i: np.stack(theirs(i)), at, grad_out.numpy(), name="shepard gradient")
 
 
 @pytest.mark.parametrize("dtype", LOW[:1], ids=str)
@@ -98,12 +98,12 @@ def test_gradients_agree_with_central_differences_of_the_reference(case):
 def test_every_element_of_the_gradients_agrees(case, dtype):
     points, nearest = places(case, dtype)
     ours, theirs = shepard_of(case, nearest)
-    upstream, start = case.normal("upstream", QUERIES, case.dim, dtype=dtype), start_of(case, points, dtype)
+    grad_out, start = case.normal("grad_out", QUERIES, case.dim, dtype=dtype), start_of(case, points, dtype)
     inputs = {name: value.clone().requires_grad_() for name, value in start.items()}
-    ours(inputs).backward(upstream)
+    ours(inputs).backward(grad_out)
     got = {name: value.grad for name, value in inputs.items()}
     judges = [
-        flat(start, lambda i: torch.stack(theirs(i, plain_heads.shepard)), upstream, d) for d in (torch.float64, dtype)
+        flat(start, lambda i: torch.stack(theirs(i, plain_heads.shepard)), grad_out, d) for d in (torch.float64, dtype)
     ]
     assert_layers(got, *judges, dtype, GRADIENT, name="shepard gradient")
 
@@ -156,8 +156,8 @@ def test_weights_sum_to_one_however_far_the_point(case):
 
 
 @st.composite
-def sets_on_a_canvas(draw):
-    """Distinct cells in random storage order, cells to ask for, and a canvas."""
+def sets_on_a_grid(draw):
+    """Distinct cells in random storage order, cells to ask for, and a grid."""
     h, w = draw(st.integers(1, 12)), draw(st.integers(1, 12))
     cells = draw(st.lists(st.integers(0, h * w - 1), min_size=1, max_size=50, unique=True))
     asked = draw(st.lists(st.integers(0, h * w - 1), min_size=1, max_size=20))
@@ -165,19 +165,19 @@ def sets_on_a_canvas(draw):
     return queries, positions, (h, w)
 
 
-@given(sets_on_a_canvas(), st.integers(1, 12))
+@given(sets_on_a_grid(), st.integers(1, 12))
 def test_search_ring_by_ring_equals_the_search_of_all(example, nearest):
-    queries, positions, canvas = example
+    queries, positions, grid_size = example
     expected = nearest_tokens(queries, positions, nearest)
     tensors = torch.from_numpy(queries)[None], torch.from_numpy(positions)[None]
-    for settings in ({}, {"canvas": canvas}):
+    for settings in ({}, {"grid_size": grid_size}):
         got = fast.neighborhoods.nearest_tokens(*tensors, nearest, **settings)[0]
-        assert_equal(got, expected, name=f"nearest_tokens{' on a canvas' if settings else ''}")
+        assert_equal(got, expected, name=f"nearest_tokens{' on a grid' if settings else ''}")
 
 
-@given(sets_on_a_canvas(), st.integers(1, 12), st.integers(-40, 90), st.integers(-40, 90))
+@given(sets_on_a_grid(), st.integers(1, 12), st.integers(-40, 90), st.integers(-40, 90))
 def test_search_for_real_points_agrees(example, nearest, x, y):
-    """Halves and quarters of a cell, full of ties, also outside the canvas."""
+    """Halves and quarters of a cell, full of ties, also outside the grid."""
     queries, positions, _ = example
     points = queries / 2 + np.array([x, y]) / 4
     expected = nearest_tokens(points, positions, nearest)
@@ -185,7 +185,7 @@ def test_search_for_real_points_agrees(example, nearest, x, y):
     assert_equal(got[0], expected, name="nearest_tokens of real points")
 
 
-@given(sets_on_a_canvas(), st.integers(1, 5))
+@given(sets_on_a_grid(), st.integers(1, 5))
 def test_no_nearer_token_is_left_out(example, nearest):
     queries, positions, _ = example
     for (x, y), row in zip(queries.tolist(), nearest_tokens(queries, positions, nearest).tolist(), strict=True):
@@ -194,13 +194,13 @@ def test_no_nearer_token_is_left_out(example, nearest):
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
-def test_search_on_a_canvas_agrees_on_batches(case, device, monkeypatch):
+def test_search_on_a_grid_agrees_on_batches(case, device, monkeypatch):
     positions = case.positions()
     expected = np.stack([nearest_tokens(p, p, 9) for p in positions])
     tensor = torch.from_numpy(positions).to(device)
-    got = fast.neighborhoods.nearest_tokens(tensor, tensor, 9, case.canvas)
-    assert_equal(got, expected, name="nearest_tokens on a canvas")
+    got = fast.neighborhoods.nearest_tokens(tensor, tensor, 9, case.grid_size)
+    assert_equal(got, expected, name="nearest_tokens on a grid")
     monkeypatch.setattr(fast.ops.nearest.plain, "PAIRS_AT_ONCE", 40)
-    assert torch.equal(fast.neighborhoods.nearest_tokens(tensor, tensor, 9, case.canvas), got)
+    assert torch.equal(fast.neighborhoods.nearest_tokens(tensor, tensor, 9, case.grid_size), got)
     real = fast.neighborhoods.nearest_tokens(tensor.double(), tensor, 9)
     assert_equal(real, expected, name="nearest_tokens of real points")

@@ -66,11 +66,11 @@ def test_level_codes_are_divided_by_the_image_or_the_batch(sine_max):
         np.testing.assert_allclose(code, reference.mask2former.sine_embedding(p, 8, np.array(top)), atol=1e-14)
 
 
-def test_blocked_by_agrees_and_a_query_blocked_everywhere_sees_all():
+def test_attention_mask_agrees_and_a_query_blocked_everywhere_sees_all():
     logits = np.round(np.random.default_rng(0).standard_normal((2, 5, 9)), 1)
     logits[0, 1], logits[1, 3], logits[0, 2] = -1.0, -1e-9, 0.0
-    got = fast.mask2former.blocked_by(torch.from_numpy(logits).requires_grad_())
-    assert_equal(got, np.stack([reference.mask2former.blocked_by(m) for m in logits]), name="blocked_by")
+    got = fast.mask2former.attention_mask(torch.from_numpy(logits).requires_grad_())
+    assert_equal(got, np.stack([reference.mask2former.attention_mask(m) for m in logits]), name="attention_mask")
     assert not got[0, 1].any() and not got[1, 3].any() and not got[0, 2].any() and got.any()
     assert not got.requires_grad
 
@@ -82,15 +82,15 @@ def test_decoder_layer_agrees_under_the_same_mask(queries, tokens, dtype, device
     config, _ = small_config()
     module, weights = filled(fast.mask2former.DecoderLayer(config), dtype)
     out, memory, code = (draw(2, n, 16, seed=n + i, dtype=dtype) for i, n in enumerate((queries, tokens, tokens)))
-    seat = draw(queries, 16, seed=7, dtype=dtype)
-    blocked = fast.mask2former.blocked_by(draw(2, queries, tokens, seed=8))
+    query_pos = draw(queries, 16, seed=7, dtype=dtype)
+    attn_mask = fast.mask2former.attention_mask(draw(2, queries, tokens, seed=8))
     with torch.no_grad():
-        got = module.to(device)(*(x.to(device) for x in (out, memory, code, blocked, seat)))
-    weights = {**weights, "query_positions": seat.double().numpy()}
+        got = module.to(device)(*(x.to(device) for x in (out, memory, code, attn_mask, query_pos)))
+    weights = {**weights, "query_positions": query_pos.double().numpy()}
     exact = [x.double().numpy() for x in (out, memory, code)]
-    oracle = [reference.mask2former.decoder_layer(*c, weights, 2) for c in zip(*exact, blocked.numpy(), strict=True)]
+    oracle = [reference.mask2former.decoder_layer(*c, weights, 2) for c in zip(*exact, attn_mask.numpy(), strict=True)]
     low = tensors(weights, dtype)
-    baseline = [plain_heads.decoder_layer(*c, low, 2) for c in zip(out, memory, code, blocked, strict=True)]
+    baseline = [plain_heads.decoder_layer(*c, low, 2) for c in zip(out, memory, code, attn_mask, strict=True)]
     assert_parity(got, np.stack(oracle), torch.stack(baseline), dtype, name="decoder_layer")
 
 
@@ -114,20 +114,20 @@ def test_predictions_of_queries_agree(dtype, device):
 
 def encoder_setting(name, dtype, lookup="rounded"):
     """An encoder layer, its weights, and what both twins' layers take."""
-    canvas, batch = CANVASES[name]
+    grid_size, batch = CANVASES[name]
     config, theirs = small_config(lookup=lookup)
-    sets, _ = token_sets(canvas, batch, dims=(16,) * 4, dtype=dtype)
+    sets, _ = token_sets(grid_size, batch, dims=(16,) * 4, dtype=dtype)
     source, positions = (torch.cat([getattr(t, f) for t in sets[:0:-1]], dim=1) for f in ("features", "positions"))
     module, weights = filled(fast.mask2former.EncoderLayer(config), dtype)
     sizes = [t.positions.shape[1] for t in sets[:0:-1]]
-    tables = fast.deformable.lookup_tables([t.positions for t in sets[:0:-1]], canvas)
+    tables = fast.deformable.lookup_tables([t.positions for t in sets[:0:-1]], grid_size)
     code = draw(*source.shape, seed=3, dtype=dtype)
-    return module, weights, theirs, (source, code, positions, sizes, canvas, tables)
+    return module, weights, theirs, (source, code, positions, sizes, grid_size, tables)
 
 
-def per_image(function, source, code, positions, sizes, canvas, *rest):
+def per_image(function, source, code, positions, sizes, grid_size, *rest):
     columns = zip(source, code, np.asarray(positions), strict=True)
-    return [function(s, c, p, sizes, canvas, *rest) for s, c, p in columns]
+    return [function(s, c, p, sizes, grid_size, *rest) for s, c, p in columns]
 
 
 @pytest.mark.parametrize("lookup", ["rounded", "exact"])
@@ -144,17 +144,17 @@ def test_encoder_layer_agrees(name, dtype, lookup, device):
     assert_parity(got, np.stack(oracle), torch.stack(baseline), dtype, name="encoder_layer")
 
 
-def heads_of(canvas, batch, dtype=torch.float64, **overrides):
+def heads_of(grid_size, batch, dtype=torch.float64, **overrides):
     """Pixel decoder and query decoder with their weights, config of the reference, and token sets for both twins."""
     config, theirs = small_config(**overrides)
     pixels, pixel_weights = filled(fast.mask2former.PixelDecoder(config, DIMS), dtype)
     queries, query_weights = filled(fast.mask2former.QueryDecoder(config), dtype, seed=3)
-    return pixels, queries, pixel_weights, query_weights, theirs, *token_sets(canvas, batch, dtype=dtype)
+    return pixels, queries, pixel_weights, query_weights, theirs, *token_sets(grid_size, batch, dtype=dtype)
 
 
 def run_queries(queries, mask_features, levels, sets):
-    canvas, positions = sets[0].canvas, [t.positions for t in sets[:0:-1]]
-    return queries(mask_features, levels, positions, [p[..., 1] * canvas[1] + p[..., 0] for p in positions])
+    grid_size, positions = sets[0].grid_size, [t.positions for t in sets[:0:-1]]
+    return queries(mask_features, levels, positions, [p[..., 1] * grid_size[1] + p[..., 0] for p in positions])
 
 
 @pytest.mark.parametrize("sine_max", ["image", "batch"])
@@ -162,9 +162,9 @@ def run_queries(queries, mask_features, levels, sets):
 @pytest.mark.parametrize("name", CANVASES)
 def test_decoders_agree_in_float64(name, options, sine_max):
     """All layers, from token sets on; 40 queries are more than the deep levels have tokens."""
-    canvas, batch = CANVASES[name]
+    grid_size, batch = CANVASES[name]
     pixels, queries, pixel_weights, query_weights, config, sets, exact = heads_of(
-        canvas, batch, sine_max=sine_max, **options
+        grid_size, batch, sine_max=sine_max, **options
     )
     with torch.no_grad():
         mask_features, levels = pixels(sets)
@@ -172,13 +172,13 @@ def test_decoders_agree_in_float64(name, options, sine_max):
     tops = [t.positions.amax(dim=1).numpy() for t in sets[:0:-1]]
     for i, image in enumerate(exact):
         largest = [top.max(axis=0) if sine_max == "batch" else top[i] for top in tops]
-        features, deep = reference.mask2former.pixel_decoder(image, canvas, pixel_weights, config, largest)
+        features, deep = reference.mask2former.pixel_decoder(image, grid_size, pixel_weights, config, largest)
         np.testing.assert_allclose(mask_features[i], features, rtol=1e-9, atol=1e-11)
         for ours, theirs in zip(levels, deep, strict=True):
             np.testing.assert_allclose(ours[i], theirs, rtol=1e-9, atol=1e-11)
         positions = [p for p, _ in image[:0:-1]]
         expected = reference.mask2former.query_decoder(
-            features, deep, positions, canvas, query_weights, config, largest
+            features, deep, positions, grid_size, query_weights, config, largest
         )
         for ours, theirs in zip(got, expected, strict=True):
             for a, b in zip(ours, theirs, strict=True):
@@ -202,12 +202,12 @@ def test_forward_of_the_reference_is_its_parts():
 @pytest.mark.parametrize("name", CANVASES)
 def test_gradients_agree_with_central_differences_of_the_reference(name):
     """From the last predictions through both decoders to the token sets and a part of the weights."""
-    canvas, batch = CANVASES[name]
+    grid_size, batch = CANVASES[name]
     pixels, queries, pixel_weights, query_weights, config, sets, exact = heads_of(
-        canvas, batch, decoder_layers=3, encoder_layers=1
+        grid_size, batch, decoder_layers=3, encoder_layers=1
     )
-    cells = canvas[0] * canvas[1]
-    upstream = draw(batch, 6, 6 + cells, seed=5)
+    cells = grid_size[0] * grid_size[1]
+    grad_out = draw(batch, 6, 6 + cells, seed=5)
     head = torch.nn.ModuleDict({"pixel_decoder": pixels, "decoder": queries})
 
     def ours(inputs):
@@ -216,45 +216,45 @@ def test_gradients_agree_with_central_differences_of_the_reference(name):
 
     def theirs(inputs):
         images = [[(p, inputs[f"res{i}"][b]) for i, (p, _) in enumerate(image)] for b, image in enumerate(exact)]
-        results = [reference.mask2former.forward(image, canvas, inputs, config)[0][-1] for image in images]
+        results = [reference.mask2former.forward(image, grid_size, inputs, config)[0][-1] for image in images]
         return np.stack([np.concatenate([c, m.reshape(6, -1)], axis=1) for c, m in results])
 
     inputs = {f"res{i}": t.features for i, t in enumerate(sets)}
-    gradients = backward(head, inputs, ours, upstream)
+    gradients = backward(head, inputs, ours, grad_out)
     weights = {f"pixel_decoder.{k}": v for k, v in pixel_weights.items()}
     weights |= {f"decoder.{k}": v for k, v in query_weights.items()}
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
     chosen = {k: gradients[k] for k in sorted(gradients) if k.startswith("res") or k.endswith(CHOSEN)}
     at = {k: v.numpy() for k, v in inputs.items()} | weights
-    assert_directional(chosen, theirs, at, upstream.numpy(), name="mask2former gradient")
+    assert_directional(chosen, theirs, at, grad_out.numpy(), name="mask2former gradient")
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_every_element_of_the_gradients_of_a_decoder_layer_agrees(dtype):
     config, _ = small_config()
     module, weights = filled(fast.mask2former.DecoderLayer(config), dtype)
-    blocked, seat = fast.mask2former.blocked_by(draw(1, 5, 11, seed=8)), draw(5, 16, seed=7, dtype=dtype)
+    attn_mask, query_pos = fast.mask2former.attention_mask(draw(1, 5, 11, seed=8)), draw(5, 16, seed=7, dtype=dtype)
     inputs = {name: draw(1, n, 16, seed=n, dtype=dtype) for name, n in (("out", 5), ("memory", 11))}
-    code, upstream = draw(1, 11, 16, seed=3, dtype=dtype), draw(1, 5, 16, seed=4, dtype=dtype)
-    got = backward(module, inputs, lambda i: module(i["out"], i["memory"], code, blocked, seat), upstream)
+    code, grad_out = draw(1, 11, 16, seed=3, dtype=dtype), draw(1, 5, 16, seed=4, dtype=dtype)
+    got = backward(module, inputs, lambda i: module(i["out"], i["memory"], code, attn_mask, query_pos), grad_out)
 
     def formula(i):
-        held = {**i, "query_positions": seat.to(i["out"].dtype)}
-        columns = i["out"][0], i["memory"][0], code[0].to(i["out"].dtype), blocked[0]
+        held = {**i, "query_positions": query_pos.to(i["out"].dtype)}
+        columns = i["out"][0], i["memory"][0], code[0].to(i["out"].dtype), attn_mask[0]
         return plain_heads.decoder_layer(*columns, held, 2)[None]
 
-    judges = [flat({**inputs, **tensors(weights, dtype)}, formula, upstream, d) for d in (torch.float64, dtype)]
+    judges = [flat({**inputs, **tensors(weights, dtype)}, formula, grad_out, d) for d in (torch.float64, dtype)]
     assert_layers(got, *judges, dtype, GRADIENT, name="decoder_layer gradient")
 
 
 def test_multihead_attention_of_the_reference_is_pytorchs():
     module, weights = filled(torch.nn.MultiheadAttention(16, 2, batch_first=True))
     query, key, value = (draw(n, 16, seed=i) for i, n in enumerate((5, 9, 9)))
-    blocked = fast.mask2former.blocked_by(draw(1, 5, 9, seed=8))[0]
+    attn_mask = fast.mask2former.attention_mask(draw(1, 5, 9, seed=8))[0]
     with torch.no_grad():
-        expected = module(query[None], key[None], value[None], attn_mask=blocked)[0][0]
+        expected = module(query[None], key[None], value[None], attn_mask=attn_mask)[0][0]
     columns = (x.numpy() for x in (query, key, value))
-    got = reference.mask2former.multihead_attention(*columns, weights, 2, blocked.numpy())
+    got = reference.mask2former.multihead_attention(*columns, weights, 2, attn_mask.numpy())
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-13)
     assert "in_proj_weight" in weights and subset(weights, "out_proj")
 
@@ -262,8 +262,8 @@ def test_multihead_attention_of_the_reference_is_pytorchs():
 def test_attention_masks_come_from_the_level_at_hand(monkeypatch):
     """Layer i reads level i mod 3: the masks' widths, in order, are the levels' sizes."""
     pixels, queries, *_, sets, _ = heads_of((8, 8), 1)
-    seen, real = [], fast.mask2former.blocked_by
-    monkeypatch.setattr(fast.mask2former, "blocked_by", lambda m: seen.append(m.shape[2]) or real(m))
+    seen, real = [], fast.mask2former.attention_mask
+    monkeypatch.setattr(fast.mask2former, "attention_mask", lambda m: seen.append(m.shape[2]) or real(m))
     with torch.no_grad():
         run_queries(queries, *pixels(sets), sets)
     sizes = [t.positions.shape[1] for t in sets[:0:-1]]

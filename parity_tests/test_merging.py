@@ -84,16 +84,16 @@ def test_merging_agrees(case, dtype, device):
 def test_gradients_agree_with_central_differences_of_the_reference(case):
     module, weights = module_for(case, torch.float64)
     features, scores, kept = tokens(case)
-    upstream, geometry = case.normal("upstream", kept.shape[1], 10), case.fast_geometry(torch.float64)
+    grad_out, geometry = case.normal("grad_out", kept.shape[1], 10), case.fast_geometry(torch.float64)
 
     def output(inputs):
         columns = inputs["features"], inputs["scores"], kept.numpy()
         return np.stack(per_image(lambda *a: reference.merging.merging(*a, inputs), case, *columns))
 
     inputs = {"features": features, "scores": scores}
-    gradients = backward(module, inputs, lambda i: module(i["features"], i["scores"], kept, geometry), upstream)
+    gradients = backward(module, inputs, lambda i: module(i["features"], i["scores"], kept, geometry), grad_out)
     at = {name: value.numpy() for name, value in inputs.items()} | weights
-    assert_directional(gradients, output, at, upstream.numpy(), name="merging gradient")
+    assert_directional(gradients, output, at, grad_out.numpy(), name="merging gradient")
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
@@ -101,21 +101,21 @@ def test_gradients_agree_with_central_differences_of_the_reference(case):
 def test_every_element_of_the_gradients_agrees(case, dtype, device):
     module, weights = module_for(case, dtype)
     features, scores, kept = tokens(case, dtype)
-    upstream, geometry = (
-        case.normal("upstream", kept.shape[1], 10, dtype=dtype),
+    grad_out, geometry = (
+        case.normal("grad_out", kept.shape[1], 10, dtype=dtype),
         case.fast_geometry(torch.float64, device),
     )
     inputs = {"features": features.to(device), "scores": scores.to(device)}
     run = module.to(device)
     got = backward(
-        run, inputs, lambda i: run(i["features"], i["scores"], kept.to(device), geometry), upstream.to(device)
+        run, inputs, lambda i: run(i["features"], i["scores"], kept.to(device), geometry), grad_out.to(device)
     )
 
     def formula(i):
         return torch.stack(per_image(lambda *a: plain.merging(*a, i), case, i["features"], i["scores"], kept.numpy()))
 
     start = {"features": features, "scores": scores, **tensors(weights, dtype)}
-    judges = [flat(start, formula, upstream, d) for d in (torch.float64, dtype)]
+    judges = [flat(start, formula, grad_out, d) for d in (torch.float64, dtype)]
     assert_layers(got, *judges, dtype, GRADIENT, name="merging gradient")
 
 

@@ -35,13 +35,13 @@ MODULES = {
     "deformable.deformable_attention": ("DeformableAttention.forward", {"weights", "heads", "points", "lookup"}),
     "soft_clusters.soft_assignment": ("SoftAssignment.forward", {"weights"}),
     "mask2former.encoder_layer": ("EncoderLayer.forward", {"weights", "config"}),
-    "mask2former.pixel_decoder": ("PixelDecoder.forward", {"weights", "config", "canvas", "largest"}),
+    "mask2former.pixel_decoder": ("PixelDecoder.forward", {"weights", "config", "grid_size", "largest"}),
     "mask2former.decoder_layer": ("DecoderLayer.forward", {"weights", "heads"}),
     "mask2former.predict": ("QueryDecoder.predict", {"weights"}),
-    "mask2former.query_decoder": ("QueryDecoder.forward", {"weights", "config", "canvas", "largest"}),
-    "mask2former.forward": ("Mask2Former.forward", {"weights", "config", "token_sets", "canvas", "largest"}),
-    "hcformer.forward": ("HCFormer.forward", {"weights", "config", "stages", "token_sets", "canvas", "largest"}),
-    "backbone.forward_stage": ("Stage.forward", {"config", "weights", "index", "canvas"}),  # geometry is handed in
+    "mask2former.query_decoder": ("QueryDecoder.forward", {"weights", "config", "grid_size", "largest"}),
+    "mask2former.forward": ("Mask2Former.forward", {"weights", "config", "token_sets", "grid_size", "largest"}),
+    "hcformer.forward": ("HCFormer.forward", {"weights", "config", "stages", "token_sets", "grid_size", "largest"}),
+    "backbone.forward_stage": ("Stage.forward", {"config", "weights", "index", "grid_size"}),  # geometry is handed in
 }
 REFERENCE_ONLY = {"neighborhoods.scaled_distances"}  # a step of the brute-force search
 FAST_ONLY = {  # unchecked forms, how to gather, how to begin, and what the reference writes in place
@@ -53,9 +53,8 @@ EXTRA = {  # what fast may take beside
     *("dtype", "device", "return_stages", "pre_logits", "checkpointing", "geometry"),
     *(
         "images",
-        "canvas",
         "tables",
-        "seat",
+        "query_pos",
         "at",
         "pixel_mask",
         "parameters",

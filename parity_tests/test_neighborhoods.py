@@ -27,8 +27,8 @@ def buckets_for_few_too():
         yield
 
 
-def clusters_of(positions, m, canvas, curve="scanline"):
-    return cluster_sums(positions, balanced_clusters(positions, m, canvas, curve)[0], m)
+def clusters_of(positions, m, grid_size, curve="scanline"):
+    return cluster_sums(positions, balanced_clusters(positions, m, grid_size, curve)[0], m)
 
 
 def fast_nearest(positions, sums, counts, nearest, device="cpu"):
@@ -39,7 +39,7 @@ def fast_nearest(positions, sums, counts, nearest, device="cpu"):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_nearest_clusters_of_twins_and_tree_agree(case, device):
     for positions in case.positions():
-        sums, counts = clusters_of(positions, case.cluster_size, case.canvas)
+        sums, counts = clusters_of(positions, case.cluster_size, case.grid_size)
         nearest = nearest_count(case.neighborhood, case.cluster_size, len(counts))
         expected = nearest_clusters(positions, sums, counts, nearest)
         assert (nearest_clusters_kdtree(positions, sums, counts, nearest) == expected).all()
@@ -48,8 +48,8 @@ def test_nearest_clusters_of_twins_and_tree_agree(case, device):
 
 @given(token_sets(), st.integers(1, 12))
 def test_nearest_clusters_agree_on_any_token_set(example, nearest):
-    positions, canvas, m, curve = example
-    sums, counts = clusters_of(positions, m, canvas, curve)
+    positions, grid_size, m, curve = example
+    sums, counts = clusters_of(positions, m, grid_size, curve)
     expected = nearest_clusters(positions, sums, counts, nearest)
     assert expected.shape == (len(positions), min(nearest, len(counts)))
     assert (nearest_clusters_kdtree(positions, sums, counts, nearest) == expected).all()
@@ -58,8 +58,8 @@ def test_nearest_clusters_agree_on_any_token_set(example, nearest):
 
 @given(token_sets(most=25), st.integers(1, 5))
 def test_no_nearer_cluster_is_left_out(example, nearest):
-    positions, canvas, m, curve = example
-    sums, counts = clusters_of(positions, m, canvas, curve)
+    positions, grid_size, m, curve = example
+    sums, counts = clusters_of(positions, m, grid_size, curve)
     found = nearest_clusters(positions, sums, counts, nearest)
     centres = [(Fraction(int(s[0]), int(c)), Fraction(int(s[1]), int(c))) for s, c in zip(sums, counts, strict=True)]
     for (x, y), row in zip(positions.tolist(), found.tolist(), strict=True):
@@ -70,7 +70,7 @@ def test_no_nearer_cluster_is_left_out(example, nearest):
 def test_full_grid_holds_ties_that_decide_who_is_a_neighbour():
     case = case_named("full_56x56")
     positions = case.positions()[0]
-    sums, counts = clusters_of(positions, 8, case.canvas)
+    sums, counts = clusters_of(positions, 8, case.grid_size)
     distances = np.sort(reference.neighborhoods.scaled_distances(positions, sums, counts), axis=1)
     assert (distances[:, 5] == distances[:, 6]).sum() > 10  # the last of the R = 6 and the first left out
 
@@ -99,8 +99,8 @@ def test_stage_geometry_agrees(case, device):
 def test_stage_geometry_agrees_on_other_curves(curve):
     case = case_named("batch_of_3")
     positions = case.positions()
-    got = fast.neighborhoods.stage_geometry(torch.from_numpy(positions), 8, 24, case.canvas, curve)
-    expected = [reference.neighborhoods.stage_geometry(p, 8, 24, case.canvas, curve) for p in positions]
+    got = fast.neighborhoods.stage_geometry(torch.from_numpy(positions), 8, 24, case.grid_size, curve)
+    expected = [reference.neighborhoods.stage_geometry(p, 8, 24, case.grid_size, curve) for p in positions]
     assert_equal(got.neighbors, np.stack([e.neighbors for e in expected]), name=f"stage_geometry: {curve}")
 
 
@@ -108,7 +108,7 @@ def test_stage_geometry_agrees_on_other_curves(curve):
 def test_neighbourhood_is_all_tokens_of_the_nearest_clusters(case):
     for positions, geometry in zip(case.positions(), case.reference_geometry(), strict=True):
         assert not geometry.neighbors[~geometry.valid].any()
-        sums, counts = clusters_of(positions, case.cluster_size, case.canvas)
+        sums, counts = clusters_of(positions, case.cluster_size, case.grid_size)
         nearest = nearest_clusters(
             positions, sums, counts, nearest_count(case.neighborhood, case.cluster_size, len(counts))
         )
@@ -123,7 +123,7 @@ def test_neighbourhood_is_all_tokens_of_the_nearest_clusters(case):
 @pytest.mark.parametrize("neighborhood, slots", [(47, 48), (48, 48), (49, 48), (30, 32)])
 def test_neighbourhood_of_n_is_global(neighborhood, slots):
     case = case_named("n_is_neighbourhood")
-    geometry = reference.neighborhoods.stage_geometry(case.positions()[0], 8, neighborhood, case.canvas)
+    geometry = reference.neighborhoods.stage_geometry(case.positions()[0], 8, neighborhood, case.grid_size)
     assert geometry.neighbors.shape == (48, slots)
     if neighborhood >= 48:
         assert (geometry.neighbors == np.arange(48)).all() and geometry.valid.all()
@@ -151,7 +151,7 @@ def test_batch_does_not_matter():
     case = case_named("shuffled")
     whole, positions = case.fast_geometry(), torch.from_numpy(case.positions())
     for i in range(case.batch):
-        alone = fast.neighborhoods.stage_geometry(positions[i : i + 1], 8, case.neighborhood, case.canvas)
+        alone = fast.neighborhoods.stage_geometry(positions[i : i + 1], 8, case.neighborhood, case.grid_size)
         for field in ("order", "cluster", "neighbors", "relative"):
             assert torch.equal(getattr(alone, field)[0], getattr(whole, field)[i])
 

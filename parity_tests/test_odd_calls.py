@@ -43,13 +43,13 @@ def test_odd_shapes_of_a_backbone(config, name, value, message):
 
 @pytest.mark.parametrize("size", [10**9, 2**16 + 1, 0, 8.0, True, None])
 def test_clusters_of_odd_sizes_are_not_made(size):
-    positions, canvas = np.stack(np.meshgrid(range(8), range(8)), -1).reshape(-1, 2), (8, 8)
+    positions, grid_size = np.stack(np.meshgrid(range(8), range(8)), -1).reshape(-1, 2), (8, 8)
     tokens = torch.from_numpy(positions)[None]
     calls = (
-        lambda: reference.clustering.balanced_clusters(positions, size, canvas),
-        lambda: reference.neighborhoods.stage_geometry(positions, size, 16, canvas),
-        lambda: fast.clustering.balanced_clusters(tokens, size, canvas),
-        lambda: fast.neighborhoods.stage_geometry(tokens, size, 16, canvas),
+        lambda: reference.clustering.balanced_clusters(positions, size, grid_size),
+        lambda: reference.neighborhoods.stage_geometry(positions, size, 16, grid_size),
+        lambda: fast.clustering.balanced_clusters(tokens, size, grid_size),
+        lambda: fast.neighborhoods.stage_geometry(tokens, size, 16, grid_size),
     )
     for call in calls:
         with pytest.raises((ValueError, TypeError), match="cluster_size must be"):

@@ -56,13 +56,13 @@ def test_patch_embedding_agrees(shape, dtype, device):
 
 def test_gradients_agree_with_central_differences_of_the_reference():
     module, weights = module_for(6, torch.float64)
-    image, upstream = torch.from_numpy(normal(2, 3, 12, 8)), torch.from_numpy(normal(2, 6, 6, seed=1))
-    gradients = backward(module, {"image": image}, lambda i: module(i["image"]), upstream)
+    image, grad_out = torch.from_numpy(normal(2, 3, 12, 8)), torch.from_numpy(normal(2, 6, 6, seed=1))
+    gradients = backward(module, {"image": image}, lambda i: module(i["image"]), grad_out)
     assert_directional(
         gradients,
         lambda inputs: np.stack([patch_embedding(i, inputs) for i in inputs["image"]]),
         {"image": image.numpy(), **weights},
-        upstream.numpy(),
+        grad_out.numpy(),
         name="patch_embedding gradient",
     )
 
@@ -70,19 +70,19 @@ def test_gradients_agree_with_central_differences_of_the_reference():
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_every_element_of_the_gradients_agrees(dtype, device):
     module, weights = module_for(12, dtype)
-    image, upstream = (
+    image, grad_out = (
         torch.from_numpy(normal(2, 3, 12, 8)).to(dtype),
         torch.from_numpy(normal(2, 6, 12, seed=1)).to(dtype),
     )
     run = module.to(device)
-    got = backward(run, {"image": image.to(device)}, lambda i: run(i["image"]), upstream.to(device))
+    got = backward(run, {"image": image.to(device)}, lambda i: run(i["image"]), grad_out.to(device))
 
     def formula(inputs):
         return torch.stack([plain.patch_embedding(i, inputs) for i in inputs["image"]])
 
     start = {"image": image, **tensors(weights, dtype)}
     fixed = {name: value for name, value in start.items() if "running" in name}
-    judges = [flat(start, lambda i, d=d: formula({**i, **cast(fixed, d)}), upstream, d) for d in (torch.float64, dtype)]
+    judges = [flat(start, lambda i, d=d: formula({**i, **cast(fixed, d)}), grad_out, d) for d in (torch.float64, dtype)]
     assert_layers(got, *judges, dtype, GRADIENT, name="patch_embedding gradient")
 
 
@@ -90,11 +90,11 @@ def cast(values, dtype):
     return {name: value.to(dtype) for name, value in values.items()}
 
 
-@pytest.mark.parametrize("canvas", [(1, 1), (5, 3), (8, 33)], ids=str)
-def test_grid_positions_agree(canvas, device):
-    expected = grid_positions(canvas)
-    assert_equal(fast.patch_embedding.grid_positions(canvas, device), expected, name="grid_positions")
-    assert expected.tolist() == [[x, y] for y in range(canvas[0]) for x in range(canvas[1])]
+@pytest.mark.parametrize("grid_size", [(1, 1), (5, 3), (8, 33)], ids=str)
+def test_grid_positions_agree(grid_size, device):
+    expected = grid_positions(grid_size)
+    assert_equal(fast.patch_embedding.grid_positions(grid_size, device), expected, name="grid_positions")
+    assert expected.tolist() == [[x, y] for y in range(grid_size[0]) for x in range(grid_size[1])]
 
 
 def test_uint8_is_normalised_like_imagenet():

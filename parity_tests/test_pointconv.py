@@ -29,7 +29,7 @@ def test_twins_agree(case, dtype, device):
     module, weights = module_for(case, dtype)
     positions, features = case.positions(), case.normal("f", case.n, case.dim, dtype=dtype)
     with torch.no_grad():
-        got = module.to(device)(torch.from_numpy(positions).to(device), features.to(device), case.canvas)
+        got = module.to(device)(torch.from_numpy(positions).to(device), features.to(device), case.grid_size)
     columns = zip(positions, features.double().numpy(), strict=True)
     oracle = np.stack([reference.pointconv.pointconv(*c, weights) for c in columns])
     low = tensors(weights, dtype)
@@ -41,18 +41,18 @@ def test_twins_agree(case, dtype, device):
 def test_gradients_agree_with_central_differences_of_the_reference(case):
     module, weights = module_for(case, torch.float64)
     positions, features = case.positions(), case.normal("f", case.n, case.dim)
-    upstream = case.normal("upstream", case.n, 7)
+    grad_out = case.normal("grad_out", case.n, 7)
 
     def run(inputs):
-        return module(torch.from_numpy(positions), inputs["features"], case.canvas)
+        return module(torch.from_numpy(positions), inputs["features"], case.grid_size)
 
     def output(inputs):
         columns = zip(positions, inputs["features"], strict=True)
         return np.stack([reference.pointconv.pointconv(*c, inputs) for c in columns])
 
-    gradients = backward(module, {"features": features}, run, upstream)
+    gradients = backward(module, {"features": features}, run, grad_out)
     at = {"features": features.numpy(), **weights}
-    assert_directional(gradients, output, at, upstream.numpy(), name="pointconv gradient")
+    assert_directional(gradients, output, at, grad_out.numpy(), name="pointconv gradient")
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
@@ -60,17 +60,17 @@ def test_gradients_agree_with_central_differences_of_the_reference(case):
 def test_every_element_of_the_gradients_agrees(case, dtype):
     module, weights = module_for(case, dtype)
     positions, features = case.positions(), case.normal("f", case.n, case.dim, dtype=dtype)
-    upstream = case.normal("upstream", case.n, 7, dtype=dtype)
+    grad_out = case.normal("grad_out", case.n, 7, dtype=dtype)
 
     def run(inputs):
-        return module(torch.from_numpy(positions), inputs["features"], case.canvas)
+        return module(torch.from_numpy(positions), inputs["features"], case.grid_size)
 
     def formula(inputs):
         return torch.stack([plain_heads.pointconv(*c, inputs) for c in zip(positions, inputs["features"], strict=True)])
 
-    got = backward(module, {"features": features}, run, upstream)
+    got = backward(module, {"features": features}, run, grad_out)
     start = {"features": features, **tensors(weights, dtype)}
-    judges = [flat(start, formula, upstream, d) for d in (torch.float64, dtype)]
+    judges = [flat(start, formula, grad_out, d) for d in (torch.float64, dtype)]
     assert_layers(got, *judges, dtype, GRADIENT, name="pointconv gradient")
 
 
@@ -101,7 +101,7 @@ def test_inside_the_grid_it_moves_with_the_picture(twin):
         x, positions = picture.reshape(-1, 3), case.positions()
         if twin == "fast":
             with torch.no_grad():
-                out = module(torch.from_numpy(positions), torch.from_numpy(x)[None], case.canvas)[0].numpy()
+                out = module(torch.from_numpy(positions), torch.from_numpy(x)[None], case.grid_size)[0].numpy()
         else:
             out = reference.pointconv.pointconv(positions[0], x, weights)
         outs.append(out.reshape(8, 9, 7))
@@ -112,7 +112,7 @@ def test_batch_does_not_matter():
     module, _ = module_for(BATCH, torch.float64)
     positions, features = torch.from_numpy(BATCH.positions()), BATCH.normal("f", BATCH.n, BATCH.dim)
     with torch.no_grad():
-        whole = module(positions, features, BATCH.canvas)
+        whole = module(positions, features, BATCH.grid_size)
         for i in range(BATCH.batch):
-            alone = module(positions[i : i + 1], features[i : i + 1], BATCH.canvas)
+            alone = module(positions[i : i + 1], features[i : i + 1], BATCH.grid_size)
             torch.testing.assert_close(alone[0], whole[i], rtol=1e-12, atol=1e-13)

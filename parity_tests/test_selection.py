@@ -137,13 +137,13 @@ def test_gradient_of_importance_agrees_with_central_differences_of_the_reference
     case = case_named("odd_channels")
     module = fast.selection.Importance(case.dim).double()
     weights = fill(module, seed=1, dtype=torch.float64)
-    inputs, upstream = {"features": case.normal("features", case.n, case.dim)}, case.normal("upstream", case.n)
-    gradients = backward(module, inputs, lambda i: module(i["features"]), upstream)
+    inputs, grad_out = {"features": case.normal("features", case.n, case.dim)}, case.normal("grad_out", case.n)
+    gradients = backward(module, inputs, lambda i: module(i["features"]), grad_out)
     assert_directional(
         gradients,
         lambda i: np.stack([importance(f, i) for f in i["features"]]),
         {"features": inputs["features"].numpy(), **weights},
-        upstream.numpy(),
+        grad_out.numpy(),
         name="importance gradient",
     )
     assert_gradcheck(lambda f: module(f), inputs["features"][:, :5])

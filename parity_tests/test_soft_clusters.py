@@ -38,7 +38,7 @@ def test_soft_assignment_agrees(case, dtype, device):
     module, weights, positions, fine, coarse_positions, coarse = setting(case, dtype)
     moved = torch.from_numpy(positions), fine, torch.from_numpy(coarse_positions), coarse
     with torch.no_grad():
-        candidates, got = module.to(device)(*(x.to(device) for x in moved), case.canvas)
+        candidates, got = module.to(device)(*(x.to(device) for x in moved), case.grid_size)
     columns = positions, fine.double().numpy(), coarse_positions, coarse.double().numpy()
     pairs = [reference.soft_clusters.soft_assignment(*c, weights) for c in zip(*columns, strict=True)]
     chosen, oracle = (np.stack(x) for x in zip(*pairs, strict=True))
@@ -68,19 +68,19 @@ def test_decode_clusters_agrees(case, dtype, device):
 def test_gradients_agree_with_central_differences_of_the_reference(case):
     module, weights, positions, fine, coarse_positions, coarse = setting(case)
     tensor = torch.from_numpy(positions), torch.from_numpy(coarse_positions)
-    upstream = case.normal("upstream", case.n, min(9, coarse.shape[1]))
+    grad_out = case.normal("grad_out", case.n, min(9, coarse.shape[1]))
 
     def run(i):
-        return module(tensor[0], i["fine"], tensor[1], i["coarse"], case.canvas)[1]
+        return module(tensor[0], i["fine"], tensor[1], i["coarse"], case.grid_size)[1]
 
     def output(i):
         columns = zip(positions, i["fine"], coarse_positions, i["coarse"], strict=True)
         return np.stack([reference.soft_clusters.soft_assignment(*c, i)[1] for c in columns])
 
     inputs = {"fine": fine, "coarse": coarse}
-    gradients = backward(module, inputs, run, upstream)
+    gradients = backward(module, inputs, run, grad_out)
     at = {name: value.numpy() for name, value in inputs.items()} | {k: v for k, v in weights.items() if k not in inputs}
-    assert_directional(gradients, output, at, upstream.numpy(), name="soft_assignment gradient")
+    assert_directional(gradients, output, at, grad_out.numpy(), name="soft_assignment gradient")
 
 
 @pytest.mark.parametrize("dtype", LOW[:1], ids=str)
@@ -88,15 +88,15 @@ def test_gradients_agree_with_central_differences_of_the_reference(case):
 def test_every_element_of_the_gradients_agrees(case, dtype):
     module, weights, positions, fine, coarse_positions, coarse = setting(case, dtype)
     tensor = torch.from_numpy(positions), torch.from_numpy(coarse_positions)
-    upstream = case.normal("upstream", case.n, min(9, coarse.shape[1]), dtype=dtype)
+    grad_out = case.normal("grad_out", case.n, min(9, coarse.shape[1]), dtype=dtype)
     inputs = {"fine": fine, "coarse": coarse}
     got = backward(
-        module, inputs, lambda i: module(tensor[0], i["fine"], tensor[1], i["coarse"], case.canvas)[1], upstream
+        module, inputs, lambda i: module(tensor[0], i["fine"], tensor[1], i["coarse"], case.grid_size)[1], grad_out
     )
     candidates = fast.soft_clusters.nearest_tokens(*tensor, 9)
     start = {**inputs, **tensors(weights, dtype)}
     judges = [
-        flat(start, lambda i: low_assignment(i["fine"], i["coarse"], candidates, i), upstream, d)
+        flat(start, lambda i: low_assignment(i["fine"], i["coarse"], candidates, i), grad_out, d)
         for d in (torch.float64, dtype)
     ]
     assert_layers(got, *judges, dtype, GRADIENT, name="soft_assignment gradient")
@@ -105,7 +105,7 @@ def test_every_element_of_the_gradients_agrees(case, dtype):
 def test_gradcheck():
     module, _, positions, fine, coarse_positions, coarse = setting(TINY)
     tensor = torch.from_numpy(positions), torch.from_numpy(coarse_positions)
-    candidates, assignment = module(tensor[0], fine, tensor[1], coarse, TINY.canvas)
+    candidates, assignment = module(tensor[0], fine, tensor[1], coarse, TINY.grid_size)
     values = TINY.normal("values", coarse.shape[1], 2)
     decode = fast.soft_clusters.decode_clusters
     assert_gradcheck(lambda v, a: decode(v, candidates, a), values, assignment)
@@ -118,7 +118,7 @@ def test_twins_agree_at_any_temperature(temperature):
     with torch.no_grad():
         module.temperature.fill_(temperature)
         columns = torch.from_numpy(positions), fine, torch.from_numpy(coarse_positions), coarse
-        got = module(*columns, ODD.canvas)[1]
+        got = module(*columns, ODD.grid_size)[1]
     weights["temperature"] = np.array([temperature])
     oracle = reference.soft_clusters.soft_assignment(
         positions[0], fine[0].numpy(), coarse_positions[0], coarse[0].numpy(), weights
@@ -131,7 +131,7 @@ def test_a_token_without_direction_shares_evenly_and_learns():
     module, weights, positions, fine, coarse_positions, coarse = setting(ODD)
     fine = fine.index_fill(1, torch.tensor([4]), 0).requires_grad_()
     columns = torch.from_numpy(positions), fine, torch.from_numpy(coarse_positions), coarse
-    assignment = module(*columns, ODD.canvas)[1]
+    assignment = module(*columns, ODD.grid_size)[1]
     torch.testing.assert_close(assignment[0, 4], torch.full((9,), 1 / 9, dtype=torch.float64))
     assignment.square().sum().backward()
     assert fine.grad.isfinite().all()
@@ -158,8 +158,8 @@ def test_batch_does_not_matter():
     module, _, positions, fine, coarse_positions, coarse = setting(BATCH)
     columns = torch.from_numpy(positions), fine, torch.from_numpy(coarse_positions), coarse
     with torch.no_grad():
-        whole = module(*columns, BATCH.canvas)
+        whole = module(*columns, BATCH.grid_size)
         for i in range(BATCH.batch):
-            candidates, assignment = module(*(x[i : i + 1] for x in columns), BATCH.canvas)
+            candidates, assignment = module(*(x[i : i + 1] for x in columns), BATCH.grid_size)
             assert torch.equal(candidates[0], whole[0][i])
             torch.testing.assert_close(assignment[0], whole[1][i], rtol=1e-12, atol=1e-13)

@@ -94,9 +94,9 @@ class StageTokens:
     merged_features: np.ndarray | None = None  # (K, C')
 
 
-def forward_stage(config, weights, index, positions, features, canvas, keep):
+def forward_stage(config, weights, index, positions, features, grid_size, keep):
     """Run stage ``index`` (from 0): cluster, attend and, unless ``keep`` is None, choose K = ``keep`` tokens, merge."""
-    geometry = stage_geometry(positions, config.cluster_size, config.neighborhood[index], canvas, config.curve)
+    geometry = stage_geometry(positions, config.cluster_size, config.neighborhood[index], grid_size, config.curve)
     for block in range(config.depths[index]):
         features = attention_block(features, geometry, subset(weights, f"blocks.{block}"), config.heads[index])
     if keep is None:
@@ -132,13 +132,13 @@ def forward_features(config, weights, image):
     """
     weights = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
     image = prepare_image(image)
-    canvas = (image.shape[1] // 4, image.shape[2] // 4)
-    counts = token_counts(canvas, config.rate, config.reserve, len(config.depths))
-    positions, features = grid_positions(canvas), patch_embedding(image, subset(weights, "patch_embedding"))
+    grid_size = (image.shape[1] // 4, image.shape[2] // 4)
+    counts = token_counts(grid_size, config.rate, config.reserve, len(config.depths))
+    positions, features = grid_positions(grid_size), patch_embedding(image, subset(weights, "patch_embedding"))
     stages = []
     for index, keep in enumerate([*counts[1:], None]):
         part = subset(weights, f"stages.{index}")
-        stages.append(forward_stage(config, part, index, positions, features, canvas, keep))
+        stages.append(forward_stage(config, part, index, positions, features, grid_size, keep))
         positions, features = stages[-1].merged_positions, stages[-1].merged_features
     return stages
 
@@ -162,7 +162,7 @@ def forward(config, weights, image):
 
 
 def token_sets(weights, stages):
-    """Give each stage's tokens a layer norm of their own (``norms.<i>``), as a segmentation head reads them.
+    """Return each stage's tokens after a layer norm of their own (``norms.<i>``), as a segmentation head reads them.
 
     stages as ``forward_features`` returns them -> list of (positions (n, 2), features (n, C)): res2, res3, res4, res5.
     """

@@ -22,17 +22,17 @@ def check_cluster_size(cluster_size):
         raise ValueError(f"cluster_size must be at most {LARGEST_CLUSTER}, not {cluster_size}")
 
 
-def check_positions(positions, canvas):
-    """Refuse positions that are not distinct integer cells of the canvas.
+def check_positions(positions, grid_size):
+    """Refuse positions that are not distinct integer cells of the grid.
 
     Raises
     ------
     TypeError
         Positions that are not integers.
     ValueError
-        A shape other than (n, 2) with n >= 1, a token off the canvas, two tokens in one cell.
+        A shape other than (n, 2) with n >= 1, a token off the grid, two tokens in one cell.
     """
-    h, w = canvas
+    h, w = grid_size
     if not np.issubdtype(positions.dtype, np.integer):
         raise TypeError(f"positions must be integers (cells of the finest grid), not {positions.dtype}")
     if positions.ndim != 2 or positions.shape[1] != 2 or len(positions) == 0:
@@ -40,25 +40,23 @@ def check_positions(positions, canvas):
     outside = ((positions < 0) | (positions >= (w, h))).any(axis=1)
     if outside.any():
         first = tuple(positions[outside][0].tolist())
-        raise ValueError(
-            f"positions: {outside.sum()} tokens are off the canvas h, w = {h}, {w}; the first is at {first}"
-        )
+        raise ValueError(f"positions: {outside.sum()} tokens are off the grid h, w = {h}, {w}; the first is at {first}")
     cells, counts = np.unique(positions, axis=0, return_counts=True)
     if (counts > 1).any():
         first = tuple(cells[counts > 1][0].tolist())
         raise ValueError(f"positions: {(counts > 1).sum()} cells hold more than one token; the first is {first}")
 
 
-def patch_grid(n, cluster_size, canvas):
+def patch_grid(n, cluster_size, grid_size):
     """Return (nh, nw), the patches down and across: square-ish, about one for each of the ceil(n / m) clusters."""
     check_cluster_size(cluster_size)
-    h, w = canvas
+    h, w = grid_size
     k = -(-n // cluster_size)
     side = math.sqrt(h * w / k)
     return max(1, round(h / side)), max(1, round(w / side))
 
 
-def anchor_ratio(positions, ranks, canvas):
+def anchor_ratio(positions, ranks, grid_size):
     """Square of Eq. 1: how far each token is along its patch, from the previous anchor to the next.
 
     Parameters
@@ -67,7 +65,7 @@ def anchor_ratio(positions, ranks, canvas):
         (x, y) of the tokens.
     ranks : (nh, nw) int64 array
         Rank of each patch along the curve.
-    canvas : (h, w)
+    grid_size : (h, w)
 
     Returns
     -------
@@ -77,7 +75,7 @@ def anchor_ratio(positions, ranks, canvas):
         (d_prev / d_next)^2. Anchors and distances are scaled by (2 nw, 2 nh) to be integers; the curve's ends are
         prolonged by a mirror image, and a single patch gives 0.
     """
-    (h, w), (nh, nw) = canvas, ranks.shape
+    (h, w), (nh, nw) = grid_size, ranks.shape
     x, y = positions.T
     patch_rank = ranks[y * nh // h, x * nw // w]
     if nh * nw == 1:
@@ -97,7 +95,7 @@ def anchor_ratio(positions, ranks, canvas):
     return patch_rank, previous.astype(np.float64) / following.astype(np.float64)
 
 
-def balanced_clusters(positions, cluster_size, canvas, curve="scanline"):
+def balanced_clusters(positions, cluster_size, grid_size, curve="scanline"):
     """Group tokens into clusters of equal size (Fig. 3).
 
     Tokens are sorted by their patch's rank along the curve, then by ``anchor_ratio``, then in raster order; cluster j
@@ -109,7 +107,7 @@ def balanced_clusters(positions, cluster_size, canvas, curve="scanline"):
         Distinct (x, y), 0 <= x < w, 0 <= y < h, in any storage order.
     cluster_size : int
         m, tokens a cluster.
-    canvas : (h, w)
+    grid_size : (h, w)
         Size of the finest grid.
     curve : str
         One of ``curves.CURVES``.
@@ -126,11 +124,11 @@ def balanced_clusters(positions, cluster_size, canvas, curve="scanline"):
     ValueError, TypeError
         As ``check_positions``, ``patch_grid`` and ``curves.curve_ranks`` say.
     """
-    check_positions(positions, canvas)
+    check_positions(positions, grid_size)
     n = len(positions)
     x, y = positions.T
-    ranks = curve_ranks(*patch_grid(n, cluster_size, canvas), curve)
-    patch_rank, ratio = anchor_ratio(positions, ranks, canvas)
+    ranks = curve_ranks(*patch_grid(n, cluster_size, grid_size), curve)
+    patch_rank, ratio = anchor_ratio(positions, ranks, grid_size)
     order = np.lexsort((x, y, ratio, patch_rank))  # the last key counts first
     cluster = np.empty(n, dtype=np.int64)
     cluster[order] = np.arange(n) // cluster_size

@@ -1,6 +1,6 @@
 """Multi-scale deformable attention on points (paper sec. 4.1; Zhu et al., Deformable DETR, eq. 3).
 
-Each token looks at a few places of every level that it chooses itself, and reads the value there by Shepard
+Each token looks at a few locations of every level that it chooses itself, and reads the value there by Shepard
 interpolation of the level's tokens.
 """
 
@@ -14,29 +14,29 @@ from .patch_embedding import grid_positions
 NEAREST = 4  # tokens that a value is interpolated from
 
 
-def lookup_table(positions, canvas):
-    """Return the nearest 4 tokens of every cell of the canvas: positions (n, 2) -> (h w, 4) int64, raster order."""
-    return nearest_tokens(grid_positions(canvas), positions, NEAREST)
+def lookup_table(positions, grid_size):
+    """Return the nearest 4 tokens of every cell of the grid: positions (n, 2) -> (h w, 4) int64, raster order."""
+    return nearest_tokens(grid_positions(grid_size), positions, NEAREST)
 
 
-def nearest_by_table(locations, table, canvas):
+def nearest_by_table(sampling_locations, table, grid_size):
     """Look up the nearest tokens of real-valued locations (..., 2) at the cell they round to: -> (..., 4) int64.
 
-    Rounded half to even and clamped to the canvas.
+    Rounded half to even and clamped to the grid.
     """
-    h, w = canvas
-    x, y = np.moveaxis(np.rint(locations).astype(np.int64), -1, 0)
+    h, w = grid_size
+    x, y = np.moveaxis(np.rint(sampling_locations).astype(np.int64), -1, 0)
     return table[np.clip(y, 0, h - 1) * w + np.clip(x, 0, w - 1)]
 
 
-def nearest_exact(locations, positions):
+def nearest_exact(sampling_locations, positions):
     """Find the tokens that really are nearest to each location: (..., 2), (n, 2) -> (..., 4), ties in raster order."""
-    found = nearest_tokens(locations.reshape(-1, 2), positions, NEAREST)
-    return found.reshape(*locations.shape[:-1], -1)
+    found = nearest_tokens(sampling_locations.reshape(-1, 2), positions, NEAREST)
+    return found.reshape(*sampling_locations.shape[:-1], -1)
 
 
-def deformable_attention(query, positions, source, level_sizes, canvas, weights, heads, points, lookup="rounded"):
-    """Attend to sampled places of all levels.
+def deformable_attention(query, positions, source, level_sizes, grid_size, weights, heads, points, lookup="rounded"):
+    """Attend to sampled locations of all levels.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def deformable_attention(query, positions, source, level_sizes, canvas, weights,
         The same tokens without position code: the values.
     level_sizes : sequence of int
         Tokens of each level; their sum is n.
-    canvas : (h, w)
+    grid_size : (h, w)
     weights : dict
         ``sampling_offsets`` [head][level][point][x, y], in cells; ``attention_weights`` [head][level][point];
         ``value``; ``output``; ``shepard_power`` (1,), half the power.
@@ -61,7 +61,7 @@ def deformable_attention(query, positions, source, level_sizes, canvas, weights,
     """
     n, levels = len(query), len(level_sizes)
     offsets = linear(query, subset(weights, "sampling_offsets")).reshape(n, heads, levels, points, 2)
-    locations = positions[:, None, None, None] + offsets
+    sampling_locations = positions[:, None, None, None] + offsets
     logits = linear(query, subset(weights, "attention_weights")).reshape(n, heads, levels * points)
     attention = np.exp(logits - logits.max(axis=-1, keepdims=True))
     attention = (attention / attention.sum(axis=-1, keepdims=True)).reshape(n, heads, levels, points)
@@ -69,20 +69,22 @@ def deformable_attention(query, positions, source, level_sizes, canvas, weights,
     out, start = np.zeros_like(values), 0
     for level, size in enumerate(level_sizes):
         tokens = slice(start, start + size)
-        sampled = _sample(locations[:, :, level], positions[tokens], values[tokens], canvas, weights, lookup)
+        sampled = _sample(
+            sampling_locations[:, :, level], positions[tokens], values[tokens], grid_size, weights, lookup
+        )
         out += np.einsum("nhp,nhpd->nhd", attention[:, :, level], sampled)
         start += size
     return linear(out.reshape(n, -1), subset(weights, "output"))
 
 
-def _sample(locations, positions, values, canvas, weights, lookup):
+def _sample(sampling_locations, positions, values, grid_size, weights, lookup):
     """Interpolate one level: locations (q, H, P, 2), positions (n, 2), values (n, H, d) -> (q, H, P, d)."""
     if lookup == "rounded":
-        nearest = nearest_by_table(locations, lookup_table(positions, canvas), canvas)
+        nearest = nearest_by_table(sampling_locations, lookup_table(positions, grid_size), grid_size)
     elif lookup == "exact":
-        nearest = nearest_exact(locations, positions)
+        nearest = nearest_exact(sampling_locations, positions)
     else:
         raise ValueError(f"lookup must be 'rounded' or 'exact', not {lookup!r}")
-    weight = shepard_weights(locations, positions[nearest], weights["shepard_power"])  # (q, H, P, 4)
+    weight = shepard_weights(sampling_locations, positions[nearest], weights["shepard_power"])  # (q, H, P, 4)
     head = np.arange(values.shape[1])[:, None, None]
     return np.einsum("qhpk,qhpkd->qhpd", weight, values[nearest, head])

@@ -6,11 +6,11 @@ Source: Suzuki, HCFormer, arXiv 2205.09949, carried over to points. The query de
 import numpy as np
 
 from .layers import layer_norm, linear, subset
-from .mask2former import blocked_by, decoder_layer, predict, sine_embedding
+from .mask2former import attention_mask, decoder_layer, predict, sine_embedding
 from .soft_clusters import decode_clusters, soft_assignment
 
 
-def forward(stages, token_sets, canvas, weights, config, largest=None):
+def forward(stages, token_sets, grid_size, weights, config, largest=None):
     """Segment one image from what the backbone's four stages did.
 
     Parameters
@@ -18,7 +18,7 @@ def forward(stages, token_sets, canvas, weights, config, largest=None):
     stages : list of backbone.StageTokens
     token_sets : list of (positions (n, 2), features (n, C))
         The stages' tokens after their layer norms, as ``backbone.token_sets`` returns them.
-    canvas : (h, w)
+    grid_size : (h, w)
     weights : dict
         ``assignments.<i>`` (see ``soft_clusters``), ``projection``, ``mask_features``, ``decoder.*``.
     config : mask2former.HeadConfig
@@ -44,9 +44,9 @@ def forward(stages, token_sets, canvas, weights, config, largest=None):
     predictions = [predict(out, mask_features, part)]
     for i in range(config.decoder_layers):
         layer = {**subset(part, f"layers.{i}"), "query_positions": part["query_positions.weight"]}
-        out = decoder_layer(out, memory, code, blocked_by(predictions[-1][1]), layer, config.heads)
+        out = decoder_layer(out, memory, code, attention_mask(predictions[-1][1]), layer, config.heads)
         predictions.append(predict(out, mask_features, part))
-    return [(classes, climb(masks, assignments).reshape(-1, *canvas)) for classes, masks in predictions]
+    return [(classes, climb(masks, assignments).reshape(-1, *grid_size)) for classes, masks in predictions]
 
 
 def climb(masks, assignments):

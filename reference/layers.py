@@ -68,16 +68,16 @@ def softplus(x):
     return np.logaddexp(0.0, x)
 
 
-def multihead_attention(query, key, value, weights, heads, blocked=None):
-    """Plain attention: query (q, D), key and value (n, D), blocked (q, n) bool or None -> (q, D).
+def multihead_attention(query, key, value, weights, heads, attn_mask=None):
+    """Plain attention: query (q, D), key and value (n, D), attn_mask (q, n) bool or None -> (q, D).
 
     ``in_proj_weight`` and ``in_proj_bias`` hold query, key and value projections, one below the other.
     """
     w, b = np.split(weights["in_proj_weight"], 3), np.split(weights["in_proj_bias"], 3)
     q, k, v = ((x @ wi.T + bi).reshape(len(x), heads, -1) for x, wi, bi in zip((query, key, value), w, b, strict=True))
     logits = np.einsum("qhd,nhd->hqn", q, k) / np.sqrt(q.shape[-1])
-    if blocked is not None:
-        logits = np.where(blocked, -np.inf, logits)
+    if attn_mask is not None:
+        logits = np.where(attn_mask, -np.inf, logits)
     weight = np.exp(logits - logits.max(axis=-1, keepdims=True))
     weight /= weight.sum(axis=-1, keepdims=True)
     return linear(np.einsum("hqn,nhd->qhd", weight, v).reshape(len(query), -1), subset(weights, "out_proj"))

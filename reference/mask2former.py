@@ -54,14 +54,14 @@ def sine_embedding(positions, channels, largest=None):
     return np.concatenate([np.sin(parts), np.cos(parts)], axis=-1).reshape(len(positions), channels)
 
 
-def encoder_layer(source, code, positions, level_sizes, canvas, weights, config):
+def encoder_layer(source, code, positions, level_sizes, grid_size, weights, config):
     """One layer of the pixel decoder's encoder, norms after the sums: source (n, D) -> (n, D)."""
     update = deformable_attention(
         source + code,
         positions,
         source,
         level_sizes,
-        canvas,
+        grid_size,
         subset(weights, "attention"),
         config.heads,
         config.points,
@@ -72,14 +72,14 @@ def encoder_layer(source, code, positions, level_sizes, canvas, weights, config)
     return layer_norm(source + linear(hidden, subset(weights, "fc2")), subset(weights, "norm2"))
 
 
-def pixel_decoder(token_sets, canvas, weights, config, largest=None):
+def pixel_decoder(token_sets, grid_size, weights, config, largest=None):
     """Exchange features between the levels, then make mask features on the finest tokens.
 
     Parameters
     ----------
     token_sets : list of (positions (n, 2), features (n, C))
         res2, res3, res4, res5 of the backbone.
-    canvas : (h, w)
+    grid_size : (h, w)
     weights : dict
         ``projections.<level>``, ``level_embedding``, ``encoder.<i>``, ``adapter``, ``pointconv``, ``pointconv_norm``,
         ``mask_features``.
@@ -102,9 +102,9 @@ def pixel_decoder(token_sets, canvas, weights, config, largest=None):
     code = np.concatenate([c + weights["level_embedding"][i] for i, c in enumerate(codes)])
     for i in range(config.encoder_layers):
         layer = subset(weights, f"encoder.{i}")
-        source = encoder_layer(source, code, positions, sizes, canvas, layer, config)
+        source = encoder_layer(source, code, positions, sizes, grid_size, layer, config)
     levels = np.split(source, np.cumsum(sizes)[:-1])
-    from_res3 = shepard(res2_positions, deep[2][0], levels[2], _nearest_at(res2_positions, deep[2][0], canvas))
+    from_res3 = shepard(res2_positions, deep[2][0], levels[2], _nearest_at(res2_positions, deep[2][0], grid_size))
     x = _project(res2, subset(weights, "adapter")) + from_res3
     y = pointconv(res2_positions, x, subset(weights, "pointconv"))
     y = relu(layer_norm(y, subset(weights, "pointconv_norm")))
@@ -122,19 +122,19 @@ def _level_codes(positions, channels, largest):
     return [sine_embedding(p, channels, top) for p, top in zip(positions, largest, strict=True)]
 
 
-def _nearest_at(cells, positions, canvas):
-    """Nearest 4 tokens of some cells of the canvas."""
-    return lookup_table(positions, canvas)[cells[:, 1] * canvas[1] + cells[:, 0]]
+def _nearest_at(cells, positions, grid_size):
+    """Nearest 4 tokens of some cells of the grid."""
+    return lookup_table(positions, grid_size)[cells[:, 1] * grid_size[1] + cells[:, 0]]
 
 
-def blocked_by(mask_logits):
+def attention_mask(mask_logits):
     """Which tokens each query must not see: (q, n) mask logits at the tokens -> (q, n) bool (masked attention).
 
     True where the query's mask is more likely absent than present, except for a query that would see nothing: that sees
     all.
     """
-    blocked = mask_logits < 0  # sigmoid < 1/2
-    return blocked & ~blocked.all(axis=1, keepdims=True)
+    attn_mask = mask_logits < 0  # sigmoid < 1/2
+    return attn_mask & ~attn_mask.all(axis=1, keepdims=True)
 
 
 def predict(out, mask_features, weights):
@@ -145,18 +145,20 @@ def predict(out, mask_features, weights):
     return linear(y, subset(weights, "class_head")), linear(x, subset(weights, "mask_head.2")) @ mask_features.T
 
 
-def decoder_layer(out, memory, code, blocked, weights, heads):
+def decoder_layer(out, memory, code, attn_mask, weights, heads):
     """One layer of the query decoder: masked cross-attention, self-attention, MLP, each followed by sum and norm."""
-    seat = weights["query_positions"]
-    update = multihead_attention(out + seat, memory + code, memory, subset(weights, "cross_attention"), heads, blocked)
+    query_pos = weights["query_positions"]
+    update = multihead_attention(
+        out + query_pos, memory + code, memory, subset(weights, "cross_attention"), heads, attn_mask
+    )
     out = layer_norm(out + update, subset(weights, "cross_norm"))
-    update = multihead_attention(out + seat, out + seat, out, subset(weights, "self_attention"), heads)
+    update = multihead_attention(out + query_pos, out + query_pos, out, subset(weights, "self_attention"), heads)
     out = layer_norm(out + update, subset(weights, "self_norm"))
     hidden = relu(linear(out, subset(weights, "fc1")))
     return layer_norm(out + linear(hidden, subset(weights, "fc2")), subset(weights, "ffn_norm"))
 
 
-def query_decoder(mask_features, levels, level_positions, canvas, weights, config, largest=None):
+def query_decoder(mask_features, levels, level_positions, grid_size, weights, config, largest=None):
     """Refine the queries layer by layer, layer i on level i mod (number of levels).
 
     Parameters
@@ -165,7 +167,7 @@ def query_decoder(mask_features, levels, level_positions, canvas, weights, confi
         On the finest tokens, raster order.
     levels : list of (n, D) arrays
     level_positions : list of (n, 2) int64 arrays
-    canvas : (h, w)
+    grid_size : (h, w)
     weights : dict
         ``query_features``, ``query_positions``, ``level_embedding``, ``layers.<i>``, ``norm``, ``class_head``,
         ``mask_head``.
@@ -184,14 +186,14 @@ def query_decoder(mask_features, levels, level_positions, canvas, weights, confi
         level = i % len(levels)
         memory = levels[level] + weights["level_embedding.weight"][level]
         cells = level_positions[level]  # among the finest tokens, which hold every cell in raster order
-        blocked = blocked_by(predictions[-1][1][:, cells[:, 1] * canvas[1] + cells[:, 0]])
+        attn_mask = attention_mask(predictions[-1][1][:, cells[:, 1] * grid_size[1] + cells[:, 0]])
         layer = {**subset(weights, f"layers.{i}"), "query_positions": weights["query_positions.weight"]}
-        out = decoder_layer(out, memory, codes[level], blocked, layer, config.heads)
+        out = decoder_layer(out, memory, codes[level], attn_mask, layer, config.heads)
         predictions.append(predict(out, mask_features, weights))
     return predictions
 
 
-def forward(token_sets, canvas, weights, config, largest=None):
+def forward(token_sets, grid_size, weights, config, largest=None):
     """Segment one image from the backbone's four token sets; see ``pixel_decoder`` and ``query_decoder``.
 
     Returns
@@ -202,9 +204,9 @@ def forward(token_sets, canvas, weights, config, largest=None):
     """
     weights = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
     part = subset(weights, "pixel_decoder")
-    mask_features, levels = pixel_decoder(token_sets, canvas, part, config, largest)
+    mask_features, levels = pixel_decoder(token_sets, grid_size, part, config, largest)
     positions = [p for p, _ in token_sets[:0:-1]]
     part = subset(weights, "decoder")
-    predictions = query_decoder(mask_features, levels, positions, canvas, part, config, largest)
-    shaped = [(classes, masks.reshape(-1, *canvas)) for classes, masks in predictions]
+    predictions = query_decoder(mask_features, levels, positions, grid_size, part, config, largest)
+    shaped = [(classes, masks.reshape(-1, *grid_size)) for classes, masks in predictions]
     return shaped, mask_features, levels

@@ -94,7 +94,7 @@ class StageGeometry:
     relative: np.ndarray  # (n, M, 5) float64: relative_position of the neighbour seen from the token
 
 
-def stage_geometry(positions, cluster_size, neighborhood, canvas, curve="scanline"):
+def stage_geometry(positions, cluster_size, neighborhood, grid_size, curve="scanline"):
     """Cluster the tokens and list the neighbourhood of each.
 
     Parameters
@@ -104,7 +104,7 @@ def stage_geometry(positions, cluster_size, neighborhood, canvas, curve="scanlin
         m.
     neighborhood : int
         Wanted size of a neighbourhood, tokens. If it is n or more, every token sees all n.
-    canvas : (h, w)
+    grid_size : (h, w)
     curve : str
 
     Returns
@@ -113,7 +113,7 @@ def stage_geometry(positions, cluster_size, neighborhood, canvas, curve="scanlin
         With M = R m slots, or M = n where all tokens are seen.
     """
     n = len(positions)
-    order, cluster = balanced_clusters(positions, cluster_size, canvas, curve)
+    order, cluster = balanced_clusters(positions, cluster_size, grid_size, curve)
     if neighborhood >= n:
         neighbors, valid = np.tile(np.arange(n), (n, 1)), np.ones((n, n), dtype=bool)
     else:

@@ -58,7 +58,7 @@ def patch_embedding(image, weights):
     return layer_norm(x.reshape(len(x), -1).T, subset(weights, "norm"))
 
 
-def grid_positions(canvas):
-    """Return the positions (h w, 2) of all cells of the canvas (h, w), as (x, y), in raster order, int64."""
-    y, x = np.indices(canvas)
+def grid_positions(grid_size):
+    """Return the positions (h w, 2) of all cells of the grid (h, w), as (x, y), in raster order, int64."""
+    y, x = np.indices(grid_size)
     return np.stack([x.ravel(), y.ravel()], axis=1)

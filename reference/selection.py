@@ -10,12 +10,12 @@ def importance(features, weights):
     return sigmoid(linear(features, weights)[:, 0])
 
 
-def token_counts(canvas, rate, reserve=True, stages=4):
-    """Work out how many tokens each stage has: n, then int(n * rate) after each merge.
+def token_counts(grid_size, rate, reserve=True, stages=4):
+    """Compute how many tokens each stage has: n, then int(n * rate) after each merge.
 
     Parameters
     ----------
-    canvas : (h, w)
+    grid_size : (h, w)
     rate : float
         Share of the tokens that a merge keeps, 0 < rate <= 1. The product is taken in float64 and truncated.
     reserve : bool
@@ -35,22 +35,22 @@ def token_counts(canvas, rate, reserve=True, stages=4):
     """
     if not 0 < rate <= 1:
         raise ValueError(f"rate must be in (0, 1], not {rate}")
-    counts, problem = _counts(canvas, rate, reserve, stages)
+    counts, problem = _counts(grid_size, rate, reserve, stages)
     if problem:
-        enough = next(r / 10000 for r in range(1, 10001) if not _counts(canvas, r / 10000, reserve, stages)[1])
+        enough = next(r / 10000 for r in range(1, 10001) if not _counts(grid_size, r / 10000, reserve, stages)[1])
         raise ValueError(
-            f"rate {rate} is too small for {canvas[0]} x {canvas[1]} cells: {problem}; use rate >= {enough}"
+            f"rate {rate} is too small for {grid_size[0]} x {grid_size[1]} cells: {problem}; use rate >= {enough}"
         )
     return counts
 
 
-def _counts(canvas, rate, reserve, stages):
+def _counts(grid_size, rate, reserve, stages):
     """Return the counts and, where a merge cannot keep what it must, a phrase that says so."""
-    counts = [canvas[0] * canvas[1]]
+    counts = [grid_size[0] * grid_size[1]]
     for stage in range(1, stages):
         keep = int(counts[-1] * rate)
         spacing = 2 ** (stage + 1)
-        needed = -(-canvas[0] // spacing) * -(-canvas[1] // spacing) if reserve else 1
+        needed = -(-grid_size[0] // spacing) * -(-grid_size[1] // spacing) if reserve else 1
         if keep < needed:
             return counts, f"stage {stage} would keep K = {keep} of {counts[-1]} tokens but must keep {needed}"
         counts.append(keep)
@@ -60,7 +60,7 @@ def _counts(canvas, rate, reserve, stages):
 def select(scores, prior, reserved, keep, alpha):
     """Choose the tokens that a merge keeps.
 
-    All reserved tokens stay; the rest of the places go to the highest g + alpha s, equal ones in raster order.
+    All reserved tokens stay; the rest of K go to the highest g + alpha s, equal ones in raster order.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ SMALL = 1e-8  # keeps the temperature and the norms away from zero
 
 
 def soft_assignment(fine_positions, fine, coarse_positions, coarse, weights):
-    """Say how much each fine token belongs to each of its nearest merged tokens.
+    """Compute how much each fine token belongs to each of its nearest merged tokens.
 
     Parameters
     ----------

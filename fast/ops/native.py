@@ -309,7 +309,7 @@ def describe():
 
 
 def _kept(toolchain):
-    """Say which kernels the cache holds, or why none."""
+    """Return a line that names the kernels in the cache, or why there are none."""
     try:
         folder = cache_folder()
     except (OSError, RuntimeError) as error:
@@ -418,7 +418,7 @@ def _builds(folder, stem):
 
 
 def _intact(path, stem):
-    """Say whether a file is a whole build that only we can have written; if so, mark it as used."""
+    """Return whether a file is a whole build that only we can have written; if so, mark it as used."""
     try:
         info = path.lstat()
         _distrust(path, info, owners={os.getuid()})

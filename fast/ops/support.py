@@ -10,7 +10,7 @@ LEAST_CAPABILITY = (7, 0)  # of a GPU for Triton's kernels
 
 
 def unavailable(kind, device, interpreter=False):
-    """Say in one line why kernels of a kind cannot run on tensors of a device, or return None if they can.
+    """Return, in one line, why kernels of a kind cannot run on tensors of a device, or None if they can.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def interpreted():
 
 
 def triton_unavailable(device):
-    """Say in one line why Triton's kernels cannot run on tensors of a device, or return None if they can.
+    """Return, in one line, why Triton's kernels cannot run on tensors of a device, or None if they can.
 
     Parameters
     ----------

@@ -103,7 +103,7 @@ def test_gradients_agree_in_float64(case):
 def test_the_same_bits_for_any_number_of_threads(curve, heads):
     """With several ranges of tiles in the backward pass, and with one, where a curve leads far and back again."""
     case = Case("threads", (56, 56), dim=8 * heads, heads=heads)
-    geometry = stage_geometry(torch.from_numpy(case.positions()), 8, 48, case.canvas, curve)
+    geometry = stage_geometry(torch.from_numpy(case.positions()), 8, 48, case.grid_size, curve)
     inputs, grad_out = inputs_for(case, torch.float32), case.normal("grad_out", case.n, heads, 8, dtype=torch.float32)
     results = []
     for threads in (1, 2, 3):

@@ -43,13 +43,13 @@ TIES = SMALLEST[2]
 
 
 def values(case, dtype):
-    """Random inputs of ``forward`` but the plan, in the order of the tokens, and an upstream gradient."""
+    """Random inputs of ``forward`` but the plan, in the order of the tokens, and an grad_out gradient."""
     heads, d = case.heads, case.dim // case.heads
-    shapes = {"query": (case.n, heads, d), "key_value": (case.n, heads, 2, d), "upstream": (case.n, heads, d)}
+    shapes = {"query": (case.n, heads, d), "key_value": (case.n, heads, 2, d), "grad_out": (case.n, heads, d)}
     made = {name: case.normal(name, *shape, dtype=dtype) for name, shape in shapes.items()}
     for name, shape in {"blank": (heads, 2, d), "weight": (heads, 5), "bias": (heads,)}.items():
         made[name] = (case.normal(name, *shape)[0] * (0.1 if name == "weight" else 1)).to(dtype)
-    return made, made.pop("upstream")
+    return made, made.pop("grad_out")
 
 
 def geometry_of(case):
@@ -62,17 +62,17 @@ def to_places(x, geometry, empty=torch.nan):
     return torch.where(there, geometry.to_clusters(x.to(WHERE)), empty)
 
 
-def run(inputs, upstream, geometry):
+def run(inputs, grad_out, geometry):
     """Out, log-sum-exp and gradients, all in the order of the tokens."""
     made = attention.make_plan(geometry.positions, geometry.members, geometry.nearest)
     rows = [to_places(inputs[name], geometry) for name in NAMES[:2]]
     small = [inputs["blank"].to(WHERE), *(inputs[name].to(WHERE, torch.float32) for name in NAMES[3:])]
-    if upstream.dtype == torch.float64:
+    if grad_out.dtype == torch.float64:
         small = [inputs[name].to(WHERE) for name in NAMES[2:]]
     out, lse = attention.forward(*rows, *small, made)
-    grads = attention.backward(to_places(upstream, geometry), out, lse, *rows, *small, made)
+    grads = attention.backward(to_places(grad_out, geometry), out, lse, *rows, *small, made)
     assert all(x.isfinite().all() for x in (out, lse, *grads))
-    grads = {name: grad.to(upstream.dtype) for name, grad in zip(NAMES, grads, strict=True)}
+    grads = {name: grad.to(grad_out.dtype) for name, grad in zip(NAMES, grads, strict=True)}
     for name in NAMES[:2]:
         grads[name] = geometry.from_clusters(grads[name])
     return geometry.from_clusters(out), geometry.from_clusters(lse), grads
@@ -116,24 +116,24 @@ def in_reference(inputs, case):
 @pytest.mark.parametrize(("case", "dtype"), MATRIX, ids=str)
 def test_forward_and_backward_agree(case, dtype):
     """Oracle of the gradients: plain PyTorch's in float64, which test_attention ties to the reference."""
-    inputs, upstream = values(case, dtype)
-    out, lse, grads = run(inputs, upstream, geometry_of(case))
+    inputs, grad_out = values(case, dtype)
+    out, lse, grads = run(inputs, grad_out, geometry_of(case))
     oracle, level = in_reference(inputs, case)
     assert_parity(out, oracle, in_plain(inputs, case), dtype, name="fused attention")
     wide = torch.promote_types(dtype, torch.float32)
     assert_parity(lse, level, level, wide, name="fused attention: lse")
-    judges = [flat(inputs, lambda x: in_plain(x, case), upstream, d) for d in (torch.float64, dtype)]
+    judges = [flat(inputs, lambda x: in_plain(x, case), grad_out, d) for d in (torch.float64, dtype)]
     judges = [position_term_together(x, np.column_stack) for x in judges]
     grads = position_term_together(grads, torch.column_stack)
     assert_layers(grads, *judges, dtype, GRADIENT, name="fused attention gradient")
 
 
 def test_tiles_do_not_matter_and_two_runs_are_equal(monkeypatch):
-    inputs, upstream = values(TIES, torch.float32)
+    inputs, grad_out = values(TIES, torch.float32)
     results = []
     for columns in (16, 16, 64):
         monkeypatch.setattr(attention, "COLUMNS", columns)
-        results.append(run(inputs, upstream, geometry_of(TIES)))
+        results.append(run(inputs, grad_out, geometry_of(TIES)))
     flattened = [[out, lse, *(grads[name] for name in NAMES)] for out, lse, grads in results]
     assert all(torch.equal(*pair) for pair in zip(*flattened[:2], strict=True))
     for pair in zip(*flattened[1:], strict=True):
@@ -143,12 +143,12 @@ def test_tiles_do_not_matter_and_two_runs_are_equal(monkeypatch):
 def test_geometry_of_one_serves_a_batch():
     one = Case("one", (4, 8), 25, neighborhood=16, heads=1, dim=6)
     many = Case("many", (4, 8), 25, neighborhood=16, heads=1, dim=6, batch=3)
-    inputs, upstream = values(many, torch.float32)
-    together = run(inputs, upstream, geometry_of(one))
+    inputs, grad_out = values(many, torch.float32)
+    together = run(inputs, grad_out, geometry_of(one))
     alone = []
     for i in range(3):
         image = inputs | {name: inputs[name][i : i + 1] for name in NAMES[:2]}
-        alone.append(run(image, upstream[i : i + 1], geometry_of(one)))
+        alone.append(run(image, grad_out[i : i + 1], geometry_of(one)))
     assert torch.equal(together[0], torch.cat([out for out, _, _ in alone]))
     assert torch.equal(together[2]["query"], torch.cat([grads["query"] for _, _, grads in alone]))
     assert torch.equal(together[2]["key_value"], torch.cat([grads["key_value"] for _, _, grads in alone]))
@@ -156,16 +156,16 @@ def test_geometry_of_one_serves_a_batch():
 
 
 def test_strides_do_not_matter():
-    inputs, upstream = values(TIES, torch.float32)
+    inputs, grad_out = values(TIES, torch.float32)
     geometry = geometry_of(TIES)
     made = attention.make_plan(geometry.positions, geometry.members, geometry.nearest)
-    rows = [to_places(x, geometry, 0) for x in (inputs["query"], inputs["key_value"], upstream)]
+    rows = [to_places(x, geometry, 0) for x in (inputs["query"], inputs["key_value"], grad_out)]
     small = [inputs[name].to(WHERE) for name in NAMES[2:]]
     heads_first = rows[0].transpose(1, 2).contiguous().transpose(1, 2)
     odd = [heads_first.repeat_interleave(2, dim=0)[::2], rows[1].transpose(-1, -2).contiguous().transpose(-1, -2)]
-    upstream = torch.nn.functional.pad(rows[2], (3, 0))[..., 3:]
+    grad_out = torch.nn.functional.pad(rows[2], (3, 0))[..., 3:]
     results = []
-    for given, up in ((rows[:2], rows[2]), (odd, upstream)):
+    for given, up in ((rows[:2], rows[2]), (odd, grad_out)):
         out, lse = attention.forward(*given, *small, made)
         results.append([out, lse, *attention.backward(up, out, lse, *given, *small, made)])
         assert all(x.is_contiguous() for x in results[-1])
@@ -197,12 +197,12 @@ def test_lists_of_the_plan(case):
         for g in range(groups):
             seen, seers = (
                 lists[starts[i * groups + g] : starts[i * groups + g + 1]].tolist()
-                for starts, lists in ((made.seen_start, made.seen), (made.seers_start, made.seers))
+                for starts, lists in ((made.visible_start, made.visible), (made.seers_start, made.seers))
             )
             assert seen == sorted({c for q, c in pairs if q // size == g})
             assert seers == sorted({q for q, c in pairs if c // size == g})
     again = attention.plan_of(made[:-1], geometry.members)
-    assert again.cluster_size == made.cluster_size == m and again.seen is made.seen
+    assert again.cluster_size == made.cluster_size == m and again.visible is made.visible
 
 
 def test_what_is_refused():
@@ -256,7 +256,7 @@ for kernel, seen in (("forward_kernel", 0), ("query_kernel", 6), ("key_kernel", 
     sizes = dict(M=8, R=seen, ROWS=16, HEIGHT=16, WIDTH=32, D=20, CHANNELS=32, WIDE=tl.float32)
     types = dict.fromkeys(("weight", "bias", "lse", "delta", "partial"), "*fp32")
     types |= dict.fromkeys(("cells", "near", "start", "lists"), "*i32")
-    types |= dict.fromkeys(("query", "pair", "blank", "upstream", "out", "grad_query", "grad_pair"), "*bf16")
+    types |= dict.fromkeys(("query", "pair", "blank", "grad_out", "out", "grad_query", "grad_pair"), "*bf16")
     signature = {name: "constexpr" if name in sizes else types.get(name, "i32") for name in kernel.arg_names}
     source = triton.compiler.ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in sizes.items()})
     options = {"num_warps": 1, "num_stages": 2, "enable_fp_fusion": True}

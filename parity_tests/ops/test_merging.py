@@ -79,11 +79,11 @@ def run(inputs, indices, sign):
     return ops.merge(inputs["features"], inputs.get("scores"), *indices, torch.cat(columns), sign)
 
 
-def gradients(inputs, indices, sign, upstream):
+def gradients(inputs, indices, sign, grad_out):
     """The operator's result and gradients by name."""
     inputs = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
     out = run(inputs, indices, sign)
-    out.backward(upstream)
+    out.backward(grad_out)
     return out.detach(), {name: x.grad for name, x in inputs.items()}
 
 
@@ -117,14 +117,14 @@ def plain_of(inputs, indices, sign):
 def judge(sizes, dtype, path):
     """Compare result and gradients of one path."""
     inputs, indices = tensors_for(sizes, dtype)
-    upstream = torch.randn(sizes.batch, sizes.centres, 4 * sizes.channels).to(dtype)
+    grad_out = torch.randn(sizes.batch, sizes.centres, 4 * sizes.channels).to(dtype)
     with dispatch.force(merging=path):
-        out, got = gradients(inputs, indices, sizes.sign, upstream.to(DEVICE))
+        out, got = gradients(inputs, indices, sizes.sign, grad_out.to(DEVICE))
     inputs = {name: x.cpu() for name, x in inputs.items()}
     name = f"merge operator, {path}"
     baseline = plain_of(inputs, indices, sizes.sign)
     assert_parity(out, oracle_of(inputs, indices, sizes.sign), baseline, dtype, name=name)
-    judges = [flat(inputs, lambda i: plain_of(i, indices, sizes.sign), upstream, d) for d in (torch.float64, dtype)]
+    judges = [flat(inputs, lambda i: plain_of(i, indices, sizes.sign), grad_out, d) for d in (torch.float64, dtype)]
     assert_layers(got, *judges, dtype, GRADIENT, name=f"{name} gradient")
 
 
@@ -158,13 +158,13 @@ def test_low_precision_features_with_float32_scores_give_float32(path):
 @pytest.mark.parametrize("path", PATHS)
 def test_the_same_bits_again_whatever_the_strides(path):
     inputs, indices = tensors_for(SMALL[0], torch.float32)
-    upstream = torch.randn(2, 3, 60, device=DEVICE)
+    grad_out = torch.randn(2, 3, 60, device=DEVICE)
     turned = {n: x.mT.contiguous().mT if x.ndim > 1 else torch.stack([x, x], dim=1)[:, 0] for n, x in inputs.items()}
     assert not any(x.is_contiguous() for x in turned.values())
     with dispatch.force(merging=path):
-        first = gradients(inputs, indices, 1, upstream)
+        first = gradients(inputs, indices, 1, grad_out)
         others = [x.mT.contiguous().mT for x in indices]
-        second = gradients(turned, others, 1, upstream.mT.contiguous().mT)
+        second = gradients(turned, others, 1, grad_out.mT.contiguous().mT)
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(first[1][name], second[1][name]) for name in inputs)
 
@@ -177,10 +177,10 @@ def test_of_nothing_comes_nothing(empty, path):
     inputs = {n: x[: count["batch"]] if n in ("features", "scores") else x for n, x in inputs.items()}
     positions, kept, neighbors = (x[: count["batch"]] for x in indices)
     indices = positions, kept[:, : count["centres"]], neighbors[:, : count["centres"], : count["slots"]]
-    upstream = torch.randn(count["batch"], count["centres"], 60, device=DEVICE)
+    grad_out = torch.randn(count["batch"], count["centres"], 60, device=DEVICE)
     with dispatch.force(merging=path):
-        out, got = gradients(inputs, indices, 1, upstream)
-    assert out.shape == upstream.shape and not out.any() and not any(g.any() for g in got.values())
+        out, got = gradients(inputs, indices, 1, grad_out)
+    assert out.shape == grad_out.shape and not out.any() and not any(g.any() for g in got.values())
 
 
 def test_more_centres_or_slots_than_a_kernel_numbers_are_refused():

@@ -32,9 +32,9 @@ def cells(h, w):
     return torch.from_numpy(grid_positions((h, w))).long()
 
 
-def uneven(seed=0, canvas=(96, 160), corner=40, others=150):
+def uneven(seed=0, grid_size=(96, 160), corner=40, others=150):
     """A full square in one corner and few tokens elsewhere, as when everything happens in one place: (1, n, 2)."""
-    rng, all_cells = np.random.default_rng(seed), cells(*canvas)
+    rng, all_cells = np.random.default_rng(seed), cells(*grid_size)
     crowded = (all_cells < corner).all(dim=1)
     apart = all_cells[~crowded][torch.from_numpy(rng.permutation(int((~crowded).sum()))[:others])]
     return torch.cat([all_cells[crowded], apart])[None]
@@ -140,7 +140,7 @@ def test_nothing_asked_nothing_found(search, batch, q):
 
 @pytest.mark.parametrize("pairs", [1, 50, 4000])
 def test_slices_do_not_matter(pairs, monkeypatch):
-    items = uneven(canvas=(30, 40), corner=12, others=30)
+    items = uneven(grid_size=(30, 40), corner=12, others=30)
     whole = nearest_by_buckets(items, items, 5)
     monkeypatch.setattr(plain, "PAIRS_AT_ONCE", pairs)
     for search in (nearest_by_buckets, nearest_of_all):
@@ -151,14 +151,14 @@ def test_slices_do_not_matter(pairs, monkeypatch):
 def test_forced_paths_agree(name):
     case = case_named(name)
     positions = torch.from_numpy(case.positions())
-    order, _ = fast.clustering.cluster_order(positions, 8, case.canvas)
+    order, _ = fast.clustering.cluster_order(positions, 8, case.grid_size)
     results = []
     for path in [path for path in dispatch.PATHS["nearest"] if dispatch.why_not("nearest", path, "cpu") is None]:
         with dispatch.force(nearest=path), mock.patch.object(grid, "FEW_PAIRS", 0):
             clusters = fast.neighborhoods.nearest_clusters(
                 positions, *fast.clustering.cluster_sums(positions, order, 8), 6
             )
-            tokens = [fast.neighborhoods.nearest_tokens(positions, positions, 9, c) for c in (None, case.canvas)]
+            tokens = [fast.neighborhoods.nearest_tokens(positions, positions, 9, c) for c in (None, case.grid_size)]
             results.append([clusters, *tokens, *(fast.grid_prior.local_stride(positions, m) for m in ("l2", "l1"))])
     assert len(results) >= 2 and torch.equal(results[0][1], results[0][2])
     for found in results[:-1]:
@@ -186,8 +186,8 @@ def test_operators_pass_torchs_own_checks():
 def test_cost_grows_with_the_number_of_items(nearest):
     """Pairs compared for one item, on token sets of one kind, eight times as many: at most 1.5 times as many."""
     each = []
-    for canvas in ((64, 64), (128, 256)):
-        tokens = uneven(canvas=canvas, corner=canvas[0] // 4, others=canvas[0] * canvas[1] // 8)
+    for grid_size in ((64, 64), (128, 256)):
+        tokens = uneven(grid_size=grid_size, corner=grid_size[0] // 4, others=grid_size[0] * grid_size[1] // 8)
         with mock.patch.object(grid, "squared_distances", side_effect=plain.squared_distances) as squared:
             nearest_by_buckets(tokens, tokens, nearest)
         each.append(sum(len(call.args[0]) for call in squared.call_args_list) / tokens.shape[1])

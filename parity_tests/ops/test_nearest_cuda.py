@@ -51,9 +51,9 @@ def check_tokens(machine, queries, positions, nearest):
     assert_equal(neighbors.nearest_tokens(*tensors, nearest), np.stack(expected), name="cuda nearest_tokens")
 
 
-def check_clusters(machine, positions, cluster_size, canvas, nearest):
+def check_clusters(machine, positions, cluster_size, grid_size, nearest):
     """Compare the nearest clusters of a batch of positions with the reference."""
-    sets = [cluster_sums(p, balanced_clusters(p, cluster_size, canvas)[0], cluster_size) for p in positions]
+    sets = [cluster_sums(p, balanced_clusters(p, cluster_size, grid_size)[0], cluster_size) for p in positions]
     expected = [reference.neighborhoods.nearest_clusters(p, *s, nearest) for p, s in zip(positions, sets, strict=True)]
     arrays = positions, np.stack([sums for sums, _ in sets]), sets[0][1]
     found = neighbors.nearest_clusters(*(torch.from_numpy(x).to(machine) for x in arrays), nearest)
@@ -87,7 +87,7 @@ def test_nearest_tokens_agree(case, nearest, kind, machine):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_nearest_clusters_agree(case, machine):
     for nearest in (1, 6):
-        check_clusters(machine, case.positions(), case.cluster_size, case.canvas, nearest)
+        check_clusters(machine, case.positions(), case.cluster_size, case.grid_size, nearest)
 
 
 @pytest.mark.parametrize("metric", reference.grid_prior.METRICS)
@@ -96,9 +96,9 @@ def test_local_stride_agrees(case, metric, machine):
     check_stride(machine, case.positions(), metric)
 
 
-@pytest.mark.parametrize("canvas", [(17, 40), (40, 17), (1, 300), (300, 1)], ids=str)
-def test_cells_and_points_between_them_find_the_tokens_of_a_full_grid(canvas, machine):
-    y, x = np.indices(canvas).reshape(2, -1)
+@pytest.mark.parametrize("grid_size", [(17, 40), (40, 17), (1, 300), (300, 1)], ids=str)
+def test_cells_and_points_between_them_find_the_tokens_of_a_full_grid(grid_size, machine):
+    y, x = np.indices(grid_size).reshape(2, -1)
     grid = np.stack([x, y], axis=1)[None]
     for queries in (grid, grid + 0.5, grid / 2 - 3):
         check_tokens(machine, queries, grid, 4)
@@ -120,8 +120,8 @@ def test_crowded_and_far_tokens_agree(machine):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(example=token_sets(), seed=st.integers(0, 99))
 def test_any_token_set_agrees(machine, example, seed):
-    positions, canvas, m, _ = example
-    check_clusters(machine, positions[None], m, canvas, 4)
+    positions, grid_size, m, _ = example
+    check_clusters(machine, positions[None], m, grid_size, 4)
     check_stride(machine, positions[None], "l2")
     queries = np.random.default_rng(seed).integers(-2, 30, (1, 20, 2))
     check_tokens(machine, queries, positions[None], 4)

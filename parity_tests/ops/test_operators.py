@@ -51,7 +51,7 @@ def test_attention_is_a_sound_operator(path):
 @pytest.mark.parametrize("neighborhood", [24, 10_000], ids=["local", "global"])
 def test_geometry_is_a_sound_operator(neighborhood, path):
     positions = torch.from_numpy(CASE.positions())
-    arguments = (positions, CASE.cluster_size, neighborhood, *CASE.canvas, "scanline", torch.float32, path)
+    arguments = (positions, CASE.cluster_size, neighborhood, *CASE.grid_size, "scanline", torch.float32, path)
     torch.library.opcheck(torch.ops.aff.stage_geometry, arguments)
     torch.library.opcheck(torch.ops.aff.local_stride, (positions, "l2"))
 
@@ -161,12 +161,12 @@ def test_checkpointing_changes_no_gradient():
 def test_strided_inputs_give_what_contiguous_ones_give():
     inputs, geometry = attention_inputs()
     plain = neighborhood_attention(*inputs, geometry)
-    upstream = torch.randn(plain.shape, dtype=plain.dtype, generator=torch.Generator().manual_seed(2))
+    grad_out = torch.randn(plain.shape, dtype=plain.dtype, generator=torch.Generator().manual_seed(2))
     strided = [torch.stack([x.detach(), x.detach()], dim=-1)[..., 0].requires_grad_() for x in inputs]
     strided[0] = inputs[0].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
     found = neighborhood_attention(*strided, geometry)
     assert not strided[0].is_contiguous() and torch.equal(found, plain)
-    torch.testing.assert_close(*(torch.autograd.grad(y, x, upstream) for y, x in ((found, strided), (plain, inputs))))
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, grad_out) for y, x in ((found, strided), (plain, inputs))))
 
 
 def test_a_batch_of_no_images_gives_no_logits_and_zero_gradients():

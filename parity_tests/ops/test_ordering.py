@@ -25,14 +25,14 @@ def path(request):
         yield request.param
 
 
-def ranks_for(n, cluster_size, canvas, curve="scanline"):
-    return curve_ranks(*fast.clustering.patch_grid(n, cluster_size, canvas), curve)
+def ranks_for(n, cluster_size, grid_size, curve="scanline"):
+    return curve_ranks(*fast.clustering.patch_grid(n, cluster_size, grid_size), curve)
 
 
-def clusters_by(path, positions, cluster_size, canvas, curve="scanline"):
+def clusters_by(path, positions, cluster_size, grid_size, curve="scanline"):
     """Clusters by a path, of positions (B, n, 2)."""
     with dispatch.force(ordering=path):
-        return fast.clustering.cluster_tokens(positions, cluster_size, canvas, curve)
+        return fast.clustering.cluster_tokens(positions, cluster_size, grid_size, curve)
 
 
 def assert_same(found, expected):
@@ -44,8 +44,8 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_clusters_equal_the_reference_on_every_case(case, curve, path):
     positions, m = case.positions(), case.cluster_size
-    found = fast.clustering.cluster_tokens(torch.from_numpy(positions), m, case.canvas, curve)
-    pairs = [reference.clustering.balanced_clusters(p, m, case.canvas, curve) for p in positions]
+    found = fast.clustering.cluster_tokens(torch.from_numpy(positions), m, case.grid_size, curve)
+    pairs = [reference.clustering.balanced_clusters(p, m, case.grid_size, curve) for p in positions]
     orders = np.stack([order for order, _ in pairs])
     assert_equal(found.order, orders, name=f"cluster_tokens {path}: order")
     assert_equal(found.cluster, np.stack([cluster for _, cluster in pairs]), name=f"cluster_tokens {path}: cluster")
@@ -58,7 +58,7 @@ def test_clusters_equal_the_reference_on_every_case(case, curve, path):
 
 @st.composite
 def token_sets(draw):
-    """Positions (1, n, 2) in any storage order, cluster size, canvas."""
+    """Positions (1, n, 2) in any storage order, cluster size, grid size."""
     h, w = draw(st.integers(1, 12)), draw(st.integers(1, 12))
     cells = draw(st.permutations(range(h * w)))[: draw(st.integers(1, h * w))]
     positions = torch.tensor([[(cell % w, cell // w) for cell in cells]])
@@ -71,13 +71,13 @@ def test_paths_agree_anywhere(example):
         assert_same(clusters_by(path, *example), clusters_by("plain", *example))
 
 
-@pytest.mark.parametrize("canvas", [(HUGE, HUGE), (3, 2**20), (2**20, 1)])
-def test_huge_coordinates(canvas, path):
-    """Distances that wrap around in int64, and canvases with many more rows or columns than tokens."""
+@pytest.mark.parametrize("grid_size", [(HUGE, HUGE), (3, 2**20), (2**20, 1)])
+def test_huge_coordinates(grid_size, path):
+    """Distances that wrap around in int64, and grids with many more rows or columns than tokens."""
     rng = np.random.default_rng(0)
-    x, y = (rng.integers(0, side, (2, 60)) for side in canvas[::-1])
+    x, y = (rng.integers(0, side, (2, 60)) for side in grid_size[::-1])
     positions = torch.from_numpy(np.stack([x, y], axis=-1))
-    assert_same(clusters_by(path, positions, 8, canvas), clusters_by("plain", positions, 8, canvas))
+    assert_same(clusters_by(path, positions, 8, grid_size), clusters_by("plain", positions, 8, grid_size))
 
 
 def test_ratios_that_float32_cannot_tell_apart_still_order_tokens(path):
@@ -99,14 +99,14 @@ def test_a_crowded_patch():
 
 def test_strides_do_not_matter_and_inputs_stay(path):
     case = case_named("batch_of_3")
-    positions, ranks = torch.from_numpy(case.positions()), ranks_for(case.n, 8, case.canvas, "hilbert")
+    positions, ranks = torch.from_numpy(case.positions()), ranks_for(case.n, 8, case.grid_size, "hilbert")
     turned, turned_ranks = positions.transpose(1, 2).contiguous().transpose(1, 2), ranks.t().contiguous().t()
     before = turned.clone(), turned_ranks.clone()
-    expected = plain.cluster_tokens(positions, ranks, 8, case.canvas)
-    found = cluster_tokens(turned, turned_ranks, 8, case.canvas)
+    expected = plain.cluster_tokens(positions, ranks, 8, case.grid_size)
+    found = cluster_tokens(turned, turned_ranks, 8, case.grid_size)
     assert all(map(torch.equal, found, expected)) and torch.equal(turned, before[0])
     assert torch.equal(turned_ranks, before[1])
-    one = cluster_tokens(positions[1:2].expand(2, -1, -1), ranks, 8, case.canvas)
+    one = cluster_tokens(positions[1:2].expand(2, -1, -1), ranks, 8, case.grid_size)
     assert all(torch.equal(a[1], b[1]) for a, b in zip(one, expected, strict=True))
 
 
@@ -121,8 +121,8 @@ def test_one_token_and_no_image(m, path):
 
 @pytest.mark.skipif("cpu" not in PATHS, reason="needs a compiler")
 @pytest.mark.parametrize("token", [(-1, 0), (6, 0), (0, 4), (0, -(2**62)), (2**62, 1)])
-def test_the_kernel_refuses_tokens_off_the_canvas(token):
-    with pytest.raises(ValueError, match="1 tokens are off the canvas h, w = 4, 6"):
+def test_the_kernel_refuses_tokens_off_the_grid(token):
+    with pytest.raises(ValueError, match="1 tokens are off the grid h, w = 4, 6"):
         clusters_by("cpu", torch.tensor([[[0, 0], token, [5, 3]]]), 2, (4, 6))
 
 
@@ -159,7 +159,7 @@ def test_the_same_bits_for_any_number_of_threads(path):
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append([*fast.clustering.cluster_tokens(positions, 3, case.canvas), choose(value, 1500)])
+        results.append([*fast.clustering.cluster_tokens(positions, 3, case.grid_size), choose(value, 1500)])
     torch.set_num_threads(1)
     assert all(map(torch.equal, results[0], results[1])) and all(map(torch.equal, results[0], results[2]))
 
@@ -167,7 +167,7 @@ def test_the_same_bits_for_any_number_of_threads(path):
 def test_operators_pass_torchs_own_checks(path):
     case = case_named("last_cluster_of_one")
     positions = torch.from_numpy(case.positions())
-    arguments = positions, ranks_for(case.n, 8, case.canvas), 8, *case.canvas, path
+    arguments = positions, ranks_for(case.n, 8, case.grid_size), 8, *case.grid_size, path
     torch.library.opcheck(torch.ops.aff.cluster_tokens.default, arguments)
     if path != "plain":
         torch.library.opcheck(torch.ops.aff.choose.default, (case.normal("value", case.n), 7, path))

@@ -14,7 +14,7 @@ from parity_tests.ops.triton_kernels import DEVICE, cuda, run_without_interprete
 
 PATHS = dispatch.PATHS["sampling"]
 KERNELS = PATHS[:-1]
-POWERS = 5  # upstreams that the power's gradient is judged on, and one more
+POWERS = 5  # grad_outs that the power's gradient is judged on, and one more
 
 
 @dataclass(frozen=True)
@@ -103,29 +103,29 @@ def plain(inputs, indices):
     return torch.einsum("bqhpk,bqhpkd->bqhd", w, x["values"].to(wide)[image, near, head]).to(x["values"].dtype)
 
 
-def gradients(function, inputs, indices, upstream):
-    """A function's result and gradients by name, in one dict; of the power, one for each of several upstreams.
+def gradients(function, inputs, indices, grad_out):
+    """A function's result and gradients by name, in one dict; of the power, one for each of several grad_outs.
 
     The power's gradient is one number, whose error in low precision is now and then nearly 0 by chance: no baseline.
     """
     inputs = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
     out = function(inputs, indices)
-    upstreams = [upstream, *(upstream.roll(i, dims=1) * (-1) ** i for i in range(1, POWERS)), upstream.flip(-1)]
-    powers = [torch.autograd.grad(out, inputs["half_power"], u.to(out.dtype), retain_graph=True)[0] for u in upstreams]
-    out.backward(upstream.to(out.dtype))
+    grad_outs = [grad_out, *(grad_out.roll(i, dims=1) * (-1) ** i for i in range(1, POWERS)), grad_out.flip(-1)]
+    powers = [torch.autograd.grad(out, inputs["half_power"], u.to(out.dtype), retain_graph=True)[0] for u in grad_outs]
+    out.backward(grad_out.to(out.dtype))
     return {"out": out.detach()} | {name: x.grad for name, x in inputs.items()} | {"half_power": torch.cat(powers)}
 
 
 def judge(sizes, dtype, path, low=None):
     """Compare result and gradients of one path; values and result in ``low``, if given."""
     inputs, indices = tensors_for(sizes, dtype, low)
-    upstream = torch.randn(sizes.batch, sizes.queries, sizes.heads, sizes.channels).to(low or dtype)
+    grad_out = torch.randn(sizes.batch, sizes.queries, sizes.heads, sizes.channels).to(low or dtype)
     with dispatch.force(sampling=path):
-        got = gradients(run, inputs, indices, upstream.to(DEVICE))
+        got = gradients(run, inputs, indices, grad_out.to(DEVICE))
     inputs, indices = ({name: x.cpu() for name, x in y.items()} for y in (inputs, indices))
     wide = {name: x.double() for name, x in inputs.items()}
-    baseline = gradients(plain, inputs, indices, upstream)
-    exact = gradients(plain, wide, indices, upstream)
+    baseline = gradients(plain, inputs, indices, grad_out)
+    exact = gradients(plain, wide, indices, grad_out)
     for name, oracle in exact.items():
         if dtype == torch.float64:  # its own rounding counts: no oracle
             torch.testing.assert_close(got[name].cpu(), oracle, rtol=0, atol=1e-11 * oracle.abs().max().item())
@@ -192,11 +192,11 @@ def test_a_power_that_float32_cannot_hold_still_picks_the_nearest():
     """(1000^2)^8 overflows; the nearest of the four tokens is read all the same, with finite gradients."""
     inputs, indices = tensors_for(SMALL[0], torch.float32)
     inputs |= {"half_power": torch.tensor([8.0], device=DEVICE), "locations": inputs["locations"] + 1000}
-    upstream = torch.randn(2, 5, 2, 8, device=DEVICE)
+    grad_out = torch.randn(2, 5, 2, 8, device=DEVICE)
     with dispatch.force(sampling="triton"):
-        got = gradients(run, inputs, indices, upstream)
+        got = gradients(run, inputs, indices, grad_out)
     double = {name: x.double().cpu() for name, x in inputs.items()}
-    exact = gradients(plain, double, {name: x.cpu() for name, x in indices.items()}, upstream.cpu())
+    exact = gradients(plain, double, {name: x.cpu() for name, x in indices.items()}, grad_out.cpu())
     for name in ("out", "attention", "values"):
         torch.testing.assert_close(got[name].cpu().double(), exact[name], rtol=1e-3, atol=1e-3)
     assert all(g.isfinite().all() for g in got.values())
@@ -205,14 +205,14 @@ def test_a_power_that_float32_cannot_hold_still_picks_the_nearest():
 @pytest.mark.parametrize("path", PATHS)
 def test_the_same_bits_again_whatever_the_strides_and_index_type(path):
     inputs, indices = tensors_for(SMALL[0], torch.float32)
-    upstream = torch.randn(2, 5, 2, 8, device=DEVICE)
+    grad_out = torch.randn(2, 5, 2, 8, device=DEVICE)
     turned = {name: x.mT.contiguous().mT for name, x in inputs.items() if x.ndim > 1}
     turned_indices = {name: x.mT.contiguous().mT for name, x in indices.items()}
     assert not any(x.is_contiguous() for x in (*turned.values(), *turned_indices.values()))
     turned_indices["nearest"] = turned_indices["nearest"].int()
     with dispatch.force(sampling=path):
-        first = gradients(run, inputs, indices, upstream)
-        second = gradients(run, inputs | turned, turned_indices, upstream.mT.contiguous().mT)
+        first = gradients(run, inputs, indices, grad_out)
+        second = gradients(run, inputs | turned, turned_indices, grad_out.mT.contiguous().mT)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -309,9 +309,9 @@ import triton.language as tl
 from fast.ops.sampling import triton as g
 from parity_tests.ops.triton_kernels import compile_kernel
 tensors = dict.fromkeys(("positions", "offsets", "entries"), "*i64") | {"nearest": "*i32"}
-tensors |= dict.fromkeys(("places", "attention", "half_power", "weights", "partial"), "*fp32")
+tensors |= dict.fromkeys(("sampling_locations", "attention", "half_power", "weights", "partial"), "*fp32")
 tensors |= dict.fromkeys(("values", "out", "grad", "grad_values"), "*bf16")
-tensors |= dict.fromkeys(("grad_places", "grad_attention"), "*fp32")
+tensors |= dict.fromkeys(("grad_locations", "grad_attention"), "*fp32")
 tile = {"BLOCK_R": 4, "BLOCK_P": 4, "BLOCK_K": 4, "BLOCK_D": 32}
 for kernel in (g._read, g._place_gradients, g._value_gradients):
     sizes = {"BLOCK_E": 16, "BLOCK_D": 32} if kernel is g._value_gradients else tile

@@ -44,9 +44,9 @@ def test_a_power_that_float32_cannot_hold_still_picks_the_nearest():
     """(1000^2)^8 overflows; the nearest of the four tokens is read all the same, with finite gradients."""
     inputs, indices = tensors_for(SMALL[0], torch.float32, device="cpu")
     inputs |= {"half_power": torch.tensor([8.0]), "locations": inputs["locations"] + 1000}
-    upstream = torch.randn(2, 5, 2, 8, generator=torch.Generator().manual_seed(0))
-    got = operator.gradients(operator.run, inputs, indices, upstream)
-    exact = operator.gradients(operator.plain, {name: x.double() for name, x in inputs.items()}, indices, upstream)
+    grad_out = torch.randn(2, 5, 2, 8, generator=torch.Generator().manual_seed(0))
+    got = operator.gradients(operator.run, inputs, indices, grad_out)
+    exact = operator.gradients(operator.plain, {name: x.double() for name, x in inputs.items()}, indices, grad_out)
     for name in ("out", "attention", "values"):
         torch.testing.assert_close(got[name].double(), exact[name], rtol=1e-3, atol=1e-3)
     assert all(g.isfinite().all() for g in got.values())

@@ -23,7 +23,7 @@ class Plan(NamedTuple):
 
 
 def neighborhood_attention(query, kv, blank, weight, bias, geometry):
-    """Let every token attend to its neighbourhood, with relative position, and to the blank token.
+    """Compute the attention of every token over its neighbourhood, with relative position, and the blank token.
 
     logit_ij = q_i . k_j + weight . e_ij + bias, e_ij the five numbers of Eq. 5 of p_j - p_i; the blank token's is
     q_i . k_blank; out_i = sum_j p_ij v_j + p_blank v_blank, p the softmax of the logits. Forward and backward with
@@ -54,7 +54,7 @@ def neighborhood_attention(query, kv, blank, weight, bias, geometry):
 
 
 def make_plan(path, positions, members, nearest, dtype=torch.float32):
-    """Work out the tensors of a path's plan.
+    """Compute the tensors of a path's plan.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(tensors):
-    """Put a Plan together again from the list of its tensors."""
+    """Return the Plan made of the list of its tensors."""
     which, union, *features = tensors
     return Plan(which, union, tuple(features))
 
@@ -39,7 +39,7 @@ def fake_plan(positions, members, dtype):
 
 
 def make_plan(positions, members, nearest, dtype=torch.float32):
-    """Work out the tensors of a Plan; made once a stage, read by each of its blocks.
+    """Compute the tensors of a Plan; made once a stage, read by each of its blocks.
 
     Parameters
     ----------

@@ -77,7 +77,7 @@ def _empty_plan(positions, members, nearest):
 
 
 def forward(query, kv, blank, weight, bias, plan, members):
-    """Let each token attend to its neighbourhood and to the blank token.
+    """Compute the attention of each token over its neighbourhood and the blank token.
 
     Parameters
     ----------

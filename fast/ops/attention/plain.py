@@ -7,7 +7,7 @@ from ..indexing import gather_rows, token_slices
 
 
 def local_attention(query, key, value, neighbors, valid, bias, blank_key, blank_value):
-    """Let each token attend to its neighbourhood and to the blank token.
+    """Compute the attention of each token over its neighbourhood and the blank token.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ COLUMNS = 32  # of a tile of logits
 
 
 def forward(query, key_value, blank, weight, bias, plan):
-    """Let each token attend to its neighbourhood and to the blank token.
+    """Compute the attention of each token over its neighbourhood and the blank token.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def forward(query, key_value, blank, weight, bias, plan):
     grid, sizes, tile = _launch(out, plan)
     if out.numel():
         with torch.cuda.device_of(out):
-            lists = plan.cells, plan.near, plan.seen_start, plan.seen
+            lists = plan.cells, plan.near, plan.visible_start, plan.visible
             forward_kernel[grid](*inputs, *lists, out, lse, *_strides(inputs), *sizes, **tile)
     return out.to(query.dtype), lse
 
@@ -74,7 +74,7 @@ def backward(grad, out, lse, query, key_value, blank, weight, bias, plan):
     given = query, key_value, blank, weight, bias
     _check(*given, plan)
     inputs, wide = _ready(*given), _wide(query.dtype)
-    upstream, out, lse = _exact(grad.to(query.dtype)).contiguous(), _exact(out).contiguous(), lse.contiguous()
+    grad_out, out, lse = _exact(grad.to(query.dtype)).contiguous(), _exact(out).contiguous(), lse.contiguous()
     grad_query, grad_pair = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:2])
     grid, sizes, tile = _launch(out, plan)
     heads, d = out.shape[2:]
@@ -83,9 +83,9 @@ def backward(grad, out, lse, query, key_value, blank, weight, bias, plan):
     if out.numel():
         cells, strides = (plan.cells, plan.near), _strides(inputs)
         with torch.cuda.device_of(out):
-            rest = upstream, out, lse, delta, grad_query, partial
-            query_kernel[grid](*inputs, *cells, plan.seen_start, plan.seen, *rest, *strides, *sizes, **tile)
-            rest = upstream, lse, delta, grad_pair
+            rest = grad_out, out, lse, delta, grad_query, partial
+            query_kernel[grid](*inputs, *cells, plan.visible_start, plan.visible, *rest, *strides, *sizes, **tile)
+            rest = grad_out, lse, delta, grad_pair
             pair, lists = (*inputs[:2], *inputs[3:]), (plan.seers_start, plan.seers)
             key_kernel[grid](*pair, *cells, *lists, *rest, *strides, *sizes, **tile)
     total = partial.sum(dim=0)  # (H, 6 + 2 d)

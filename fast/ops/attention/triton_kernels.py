@@ -90,13 +90,13 @@ def _listed(lists, first, column, columns, M: tl.constexpr, R: tl.constexpr):
 @triton.jit
 def _sees(near, places, place, there, cluster, other, R: tl.constexpr):
     """Whether the tokens at some places see others of some clusters; one (rows, 1), the other (1, columns)."""
-    seen = there & other
+    visible = there & other
     if R > 0:
-        listed = seen & False
+        listed = visible & False
         for r in tl.static_range(R):
             listed |= tl.load(near + r * places + place, mask=there, other=-2) == cluster
-        seen &= listed
-    return seen
+        visible &= listed
+    return visible
 
 
 @triton.jit
@@ -153,8 +153,8 @@ def forward_kernel(
         v = _rows(key + pair_value, near_place, near_there, pair_place, D, CHANNELS)
         term, _, _ = _position_term(near_x[None] - x[:, None], near_y[None] - y[:, None], w)
         logit = tl.dot(q, tl.trans(k), input_precision=IEEE) * LOG2E + term
-        seen = _sees(near, places, place[:, None], there[:, None], cluster[None], near_there[None], R)
-        logit = tl.where(seen, logit, float("-inf"))
+        visible = _sees(near, places, place[:, None], there[:, None], cluster[None], near_there[None], R)
+        logit = tl.where(visible, logit, float("-inf"))
         higher = tl.maximum(top, tl.max(logit, 1))
         p, shrink = tl.exp2(logit - higher[:, None]), tl.exp2(top - higher)
         total = total * shrink + tl.sum(p, 1)
@@ -167,13 +167,13 @@ def forward_kernel(
 
 @triton.jit
 def query_kernel(
-    query, pair, blank, weight, bias, cells, near, start, lists, upstream, out, lse, delta, grad_query, partial,
+    query, pair, blank, weight, bias, cells, near, start, lists, grad_out, out, lse, delta, grad_query, partial,
     query_image, query_place, query_head, pair_image, pair_place, pair_head, pair_value,
     places, groups, heads, own_geometry,
     M: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     D: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the queries of a group, its part of the parameters', and delta = sum of upstream * out."""
+    """Gradient of the queries of a group, its part of the parameters', and delta = sum of grad_out * out."""
     image, group, head = _program(groups, heads)
     geometry, at = image * own_geometry, image * places * heads + head
     cells += geometry * 3 * places
@@ -182,7 +182,7 @@ def query_kernel(
     place, inside = _own_places(group, places, ROWS, HEIGHT)
     there, x, y = _cells(cells, place, places, inside, WIDE)
     q = _rows(query + image * query_image + head * query_head, place, there, query_place, D, CHANNELS)
-    up = _rows(upstream + at * D, place, there, heads * D, D, CHANNELS)
+    up = _rows(grad_out + at * D, place, there, heads * D, D, CHANNELS)
     level = tl.load(lse + at + place * heads, mask=there, other=0.0) * LOG2E
     wide_q, wide_up = q.to(WIDE), up.to(WIDE)
     mean_slope = tl.sum(wide_up * _rows(out + at * D, place, there, heads * D, D, CHANNELS).to(WIDE), 1)
@@ -211,8 +211,8 @@ def query_kernel(
         dx, dy = near_x[None] - x[:, None], near_y[None] - y[:, None]
         term, square, inverse = _position_term(dx, dy, w)
         logit = tl.dot(q, tl.trans(k), input_precision=IEEE) * LOG2E + term
-        seen = _sees(near, places, place[:, None], there[:, None], cluster[None], near_there[None], R)
-        p = tl.exp2(tl.where(seen, logit - level[:, None], float("-inf")))
+        visible = _sees(near, places, place[:, None], there[:, None], cluster[None], near_there[None], R)
+        p = tl.exp2(tl.where(visible, logit - level[:, None], float("-inf")))
         slope = p * (tl.dot(up, tl.trans(v), input_precision=IEEE) - mean_slope[:, None])
         grad += tl.dot(slope.to(k.dtype), k, input_precision=IEEE)
         grad_0 += tl.sum(slope * dx, 1)
@@ -231,7 +231,7 @@ def query_kernel(
 
 @triton.jit
 def key_kernel(
-    query, pair, weight, bias, cells, near, start, lists, upstream, lse, delta, grad_pair,
+    query, pair, weight, bias, cells, near, start, lists, grad_out, lse, delta, grad_pair,
     query_image, query_place, query_head, pair_image, pair_place, pair_head, pair_value,
     places, groups, heads, own_geometry,
     M: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
@@ -258,13 +258,13 @@ def key_kernel(
         from_place, _ = _listed(lists, first, column, columns, M, R)
         from_there, from_x, from_y = _cells(cells, from_place, places, column < columns, WIDE)
         q = _rows(query, from_place, from_there, query_place, D, CHANNELS)
-        up = _rows(upstream + at * D, from_place, from_there, heads * D, D, CHANNELS)
+        up = _rows(grad_out + at * D, from_place, from_there, heads * D, D, CHANNELS)
         level = tl.load(lse + at + from_place * heads, mask=from_there, other=0.0) * LOG2E
         mean_slope = tl.load(delta + at + from_place * heads, mask=from_there, other=0.0)
         term, _, _ = _position_term(x[:, None] - from_x[None], y[:, None] - from_y[None], w)
         logit = tl.dot(k, tl.trans(q), input_precision=IEEE) * LOG2E + term
-        seen = _sees(near, places, from_place[None], from_there[None], own_cluster, there[:, None], R)
-        p = tl.exp2(tl.where(seen, logit - level[None], float("-inf")))
+        visible = _sees(near, places, from_place[None], from_there[None], own_cluster, there[:, None], R)
+        p = tl.exp2(tl.where(visible, logit - level[None], float("-inf")))
         grad_value += tl.dot(p.to(up.dtype), up, input_precision=IEEE)
         slope = p * (tl.dot(v, tl.trans(up), input_precision=IEEE) - mean_slope[None])
         grad_key += tl.dot(slope.to(q.dtype), q, input_precision=IEEE)

@@ -18,8 +18,8 @@ class Plan(NamedTuple):
 
     cells: Tensor  # (B, 3, P) int32: whether a place has a token (1 or 0), its x, its y
     near: Tensor  # (B, R, P) int32: clusters that each place's token sees; -2 where it is empty
-    seen_start: Tensor  # (B groups + 1,) int32: where each group's part of `seen` starts
-    seen: Tensor  # (B P R,) int32: clusters seen by the rows of each group, ascending
+    visible_start: Tensor  # (B groups + 1,) int32: where each group's part of `visible` starts
+    visible: Tensor  # (B P R,) int32: clusters seen by the rows of each group, ascending
     seers_start: Tensor  # (B groups + 1,) int32: the same for `seers`
     seers: Tensor  # (B P R,) int32: clusters with a row that sees a cluster of the group, ascending
     cluster_size: int  # m
@@ -84,7 +84,7 @@ def make_plan(positions, members, nearest):
 
 
 def plan_of(tensors, members):
-    """Put a Plan together again from its tensors and the members (B, k, m) that it was made from."""
+    """Return the Plan made of its tensors and the members (B, k, m) that it was made from."""
     k, m = members.shape[1:]
     return Plan(*tensors, m if k > 1 else 16 if m <= 16 else GLOBAL_CLUSTER)
 

@@ -55,7 +55,7 @@ def _(positions, sums, counts, nearest):
     return positions.new_empty(*positions.shape[:2], nearest)
 
 
-def nearest_tokens(queries, positions, nearest, canvas=None):
+def nearest_tokens(queries, positions, nearest, grid_size=None):
     """Find the nearest tokens of each query point.
 
     Parameters
@@ -65,7 +65,7 @@ def nearest_tokens(queries, positions, nearest, canvas=None):
     positions : (B, n, 2) int64 tensor
     nearest : int
         k; all n tokens if it is more than n.
-    canvas : (h, w), optional
+    grid_size : (h, w), optional
         If the positions are cells of it, PyTorch's paths put them in raster order by one sort instead of two.
 
     Returns
@@ -78,7 +78,7 @@ def nearest_tokens(queries, positions, nearest, canvas=None):
     ValueError
         Integers so far apart that squared distances would not fit in int64.
     """
-    width = None if canvas is None else canvas[1]
+    width = None if grid_size is None else grid_size[1]
     return _nearest_tokens(queries, positions, min(nearest, positions.shape[1]), width)
 
 

@@ -22,18 +22,18 @@ class Clusters(NamedTuple):
     sums: Tensor  # (B, k, 2) int64: sum of the positions of each cluster
 
 
-def cluster_tokens(positions, ranks, cluster_size, canvas):
+def cluster_tokens(positions, ranks, cluster_size, grid_size):
     """Cut the tokens into clusters, in the order of their patches, in a patch by Eq. 1, then in raster order.
 
     Parameters
     ----------
     positions : (B, n, 2) int64 tensor
-        Distinct cells of the canvas, in any order.
+        Distinct cells of the grid, in any order.
     ranks : (nh, nw) int64 tensor
         Of the patches along a curve: 0 ... nh nw - 1, each once.
     cluster_size : int
         m.
-    canvas : (h, w)
+    grid_size : (h, w)
 
     Returns
     -------
@@ -42,10 +42,10 @@ def cluster_tokens(positions, ranks, cluster_size, canvas):
     Raises
     ------
     ValueError
-        Tokens off the canvas, where compiled kernels run; elsewhere they are not noticed, or an index is too large.
+        Tokens off the grid, where compiled kernels run; elsewhere they are not noticed, or an index is too large.
     """
     path = dispatch.path("ordering", positions.device)
-    return Clusters(*_cluster_tokens(positions, ranks, cluster_size, *canvas, path))
+    return Clusters(*_cluster_tokens(positions, ranks, cluster_size, *grid_size, path))
 
 
 @torch.library.custom_op("aff::cluster_tokens", mutates_args=())

@@ -82,7 +82,7 @@ uint64_t sortable(double value) {
 }  // namespace
 
 // Clusters of m of positions (B, n, 2): order, cluster and place (B, n), members (B, k, m), sums (B, k, 2). ranks
-// (nh, nw) holds 0 .. nh nw - 1, each once. `outside` counts tokens off the canvas; if there are any, nothing is done.
+// (nh, nw) holds 0 .. nh nw - 1, each once. `outside` counts tokens off the grid; if there are any, nothing is done.
 extern "C" void cluster_tokens(const Threads* threads, const int64_t* positions, const int64_t* ranks, int64_t* order,
                                int64_t* cluster, int64_t* place, int64_t* members, int64_t* sums, int64_t* outside,
                                int64_t batch, int64_t n, int64_t m, int64_t h, int64_t w, int64_t nh, int64_t nw) {

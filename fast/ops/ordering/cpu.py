@@ -7,7 +7,7 @@ from ..native import call
 SOURCE = "ordering/cpu.cpp"
 
 
-def cluster_tokens(positions, ranks, cluster_size, canvas):
+def cluster_tokens(positions, ranks, cluster_size, grid_size):
     """Cut the tokens, in the order of Eq. 1, into clusters.
 
     Parameters
@@ -17,7 +17,7 @@ def cluster_tokens(positions, ranks, cluster_size, canvas):
         Of the patches along a curve: 0 ... nh nw - 1, each once.
     cluster_size : int
         m.
-    canvas : (h, w)
+    grid_size : (h, w)
 
     Returns
     -------
@@ -27,18 +27,18 @@ def cluster_tokens(positions, ranks, cluster_size, canvas):
     Raises
     ------
     ValueError
-        Tokens off the canvas.
+        Tokens off the grid.
     """
     positions, ranks = positions.detach().long().contiguous(), ranks.contiguous()
     (batch, n), k = positions.shape[:2], -(-positions.shape[1] // cluster_size)
     order, cluster, place = (positions.new_empty(batch, n) for _ in range(3))
     members, sums = positions.new_empty(batch, k, cluster_size), positions.new_empty(batch, k, 2)
-    outside = positions.new_zeros(1)  # how many tokens are off the canvas: the kernel stops then
+    outside = positions.new_zeros(1)  # how many tokens are off the grid: the kernel stops then
     results = order, cluster, place, members, sums
-    sizes = batch, n, cluster_size, *canvas, *ranks.shape
+    sizes = batch, n, cluster_size, *grid_size, *ranks.shape
     call(SOURCE, "cluster_tokens", positions, ranks, *results, outside, *sizes)
     if outside.item():
-        raise ValueError(f"positions: {outside.item()} tokens are off the canvas h, w = {canvas[0]}, {canvas[1]}")
+        raise ValueError(f"positions: {outside.item()} tokens are off the grid h, w = {grid_size[0]}, {grid_size[1]}")
     return results
 
 

@@ -3,14 +3,14 @@
 import torch
 
 
-def anchor_ratio(positions, ranks, canvas):
+def anchor_ratio(positions, ranks, grid_size):
     """Rank of each token's patch and the square of Eq. 1.
 
     Parameters
     ----------
     positions : (B, n, 2) int64 tensor
     ranks : (nh, nw) int64 tensor
-    canvas : (h, w)
+    grid_size : (h, w)
 
     Returns
     -------
@@ -18,7 +18,7 @@ def anchor_ratio(positions, ranks, canvas):
     ratio : (B, n) float64 tensor
         One division of two exact integers; 0 with a single patch.
     """
-    (h, w), (nh, nw) = canvas, ranks.shape
+    (h, w), (nh, nw) = grid_size, ranks.shape
     x, y = positions.unbind(-1)
     patch = (y * nh // h) * nw + x * nw // w
     patch_rank = ranks.flatten()[patch]
@@ -55,11 +55,13 @@ def cluster_sums(positions, order, cluster_size):
     return sums, counts
 
 
-def cluster_tokens(positions, ranks, cluster_size, canvas):
+def cluster_tokens(positions, ranks, cluster_size, grid_size):
     """Cut the tokens, in the order of Eq. 1, into clusters: order, cluster, place, members and sums of ``Clusters``."""
     (batch, n), k = positions.shape[:2], -(-positions.shape[1] // cluster_size)
-    patch_rank, ratio = anchor_ratio(positions, ranks, canvas)
-    order = (positions[..., 1] * canvas[1] + positions[..., 0]).argsort(dim=1)  # the last key first, each sort stable
+    patch_rank, ratio = anchor_ratio(positions, ranks, grid_size)
+    order = (positions[..., 1] * grid_size[1] + positions[..., 0]).argsort(
+        dim=1
+    )  # the last key first, each sort stable
     order = order.gather(1, ratio.gather(1, order).argsort(dim=1, stable=True))
     order = order.gather(1, patch_rank.gather(1, order).argsort(dim=1, stable=True))
     token = torch.arange(n, device=positions.device)

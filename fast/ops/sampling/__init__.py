@@ -11,12 +11,12 @@ from .. import dispatch
 from . import plain
 
 
-def sample(locations, attention, positions, values, nearest, half_power):
+def sample(sampling_locations, attention, positions, values, nearest, half_power):
     """Read the values of tokens at sampling locations, by Shepard interpolation.
 
     Parameters
     ----------
-    locations : (B, q, H, P, 2) tensor
+    sampling_locations : (B, q, H, P, 2) tensor
         (x, y) in the unit of the positions; any real or integer dtype.
     attention : (B, q, H, P) floating tensor or None
         Attention weights of the locations; None: 1.
@@ -33,16 +33,16 @@ def sample(locations, attention, positions, values, nearest, half_power):
         In the dtype of ``values``.
     """
     path = dispatch.path("sampling", values.device)
-    inputs = locations, attention, positions, values, nearest, half_power
+    inputs = sampling_locations, attention, positions, values, nearest, half_power
     return plain.sample(*inputs) if path == "plain" else _sample(*inputs, path)
 
 
-def sample_levels(locations, attention, tables, positions, values, half_power, canvas):
+def sample_levels(sampling_locations, attention, tables, positions, values, half_power, grid_size):
     """Read the values of several levels' tokens, each location from the 4 tokens nearest to the cell it rounds to.
 
     Parameters
     ----------
-    locations : (B, q, H, L, P, 2) floating tensor
+    sampling_locations : (B, q, H, L, P, 2) floating tensor
         (x, y), cells.
     attention : (B, q, H, L, P) floating tensor
         Attention weights of the locations.
@@ -53,7 +53,7 @@ def sample_levels(locations, attention, tables, positions, values, half_power, c
         Of the tokens of all levels, one level after the other.
     values : (B, n, H, d) floating tensor
     half_power : (1,) floating tensor
-    canvas : (h, w)
+    grid_size : (h, w)
 
     Returns
     -------
@@ -62,14 +62,14 @@ def sample_levels(locations, attention, tables, positions, values, half_power, c
     """
     path = dispatch.path("sampling", values.device)
     if path == "cpu":
-        return _sample_levels(locations, attention, tables, positions, values, half_power, *canvas)
-    nearest = plain.nearest_of_levels(locations, tables, canvas).flatten(3, 4)
-    return sample(locations.flatten(3, 4), attention.flatten(3, 4), positions, values, nearest, half_power)
+        return _sample_levels(sampling_locations, attention, tables, positions, values, half_power, *grid_size)
+    nearest = plain.nearest_of_levels(sampling_locations, tables, grid_size).flatten(3, 4)
+    return sample(sampling_locations.flatten(3, 4), attention.flatten(3, 4), positions, values, nearest, half_power)
 
 
 @torch.library.custom_op("aff::sample", mutates_args=())
 def _sample(
-    locations: Tensor,
+    sampling_locations: Tensor,
     attention: Tensor | None,
     positions: Tensor,
     values: Tensor,
@@ -78,19 +78,19 @@ def _sample(
     path: str,
 ) -> Tensor:
     """``sample`` by the kernel of a path."""
-    inputs = locations, attention, positions, values, nearest, half_power
+    inputs = sampling_locations, attention, positions, values, nearest, half_power
     return dispatch.run("sampling", path, _kernel(path).forward, *inputs)
 
 
 @_sample.register_fake
-def _(locations, attention, positions, values, nearest, half_power, path):
+def _(sampling_locations, attention, positions, values, nearest, half_power, path):
     return values.new_empty(*nearest.shape[:3], values.shape[3])
 
 
 @torch.library.custom_op("aff::sample_backward", mutates_args=())
 def _sample_backward(
     grad_out: Tensor,
-    locations: Tensor,
+    sampling_locations: Tensor,
     attention: Tensor | None,
     positions: Tensor,
     values: Tensor,
@@ -98,15 +98,15 @@ def _sample_backward(
     half_power: Tensor,
     path: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of locations (empty if they are integers), attention (empty without it), values and half_power."""
-    inputs = grad_out, locations, attention, positions, values, nearest, half_power
+    """Gradients of sampling_locations (empty: integers), attention (empty without it), values and half_power."""
+    inputs = grad_out, sampling_locations, attention, positions, values, nearest, half_power
     grads = dispatch.run("sampling", path, _kernel(path).backward, *inputs)
     return tuple(values.new_empty(0) if g is None else g for g in grads)
 
 
 @_sample_backward.register_fake
-def _(grad_out, locations, attention, positions, values, nearest, half_power, path):
-    grads = locations if locations.is_floating_point() else None, attention, values, half_power
+def _(grad_out, sampling_locations, attention, positions, values, nearest, half_power, path):
+    grads = sampling_locations if sampling_locations.is_floating_point() else None, attention, values, half_power
     return tuple(values.new_empty(0) if g is None else g.new_empty(g.shape) for g in grads)
 
 
@@ -116,9 +116,9 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad_out):
-    locations, attention, *rest = ctx.saved_tensors
-    grads = torch.ops.aff.sample_backward(grad_out, locations, attention, *rest, ctx.path)
-    grad_locations = grads[0] if locations.is_floating_point() else None
+    sampling_locations, attention, *rest = ctx.saved_tensors
+    grads = torch.ops.aff.sample_backward(grad_out, sampling_locations, attention, *rest, ctx.path)
+    grad_locations = grads[0] if sampling_locations.is_floating_point() else None
     return grad_locations, None if attention is None else grads[1], None, grads[2], None, grads[3], None
 
 
@@ -127,7 +127,7 @@ _sample.register_autograd(_differentiate, setup_context=_save)
 
 @torch.library.custom_op("aff::sample_levels", mutates_args=())
 def _sample_levels(
-    locations: Tensor,
+    sampling_locations: Tensor,
     attention: Tensor,
     tables: Tensor,
     positions: Tensor,
@@ -137,19 +137,19 @@ def _sample_levels(
     w: int,
 ) -> Tensor:
     """``sample_levels`` by the compiled CPU kernel, which looks the tokens up itself."""
-    inputs = locations, attention, tables, positions, values, half_power, (h, w)
+    inputs = sampling_locations, attention, tables, positions, values, half_power, (h, w)
     return dispatch.run("sampling", "cpu", _kernel("cpu").sample_levels, *inputs)
 
 
 @_sample_levels.register_fake
-def _(locations, attention, tables, positions, values, half_power, h, w):
-    return values.new_empty(*locations.shape[:3], values.shape[3])
+def _(sampling_locations, attention, tables, positions, values, half_power, h, w):
+    return values.new_empty(*sampling_locations.shape[:3], values.shape[3])
 
 
 @torch.library.custom_op("aff::sample_levels_backward", mutates_args=())
 def _sample_levels_backward(
     grad_out: Tensor,
-    locations: Tensor,
+    sampling_locations: Tensor,
     attention: Tensor,
     tables: Tensor,
     positions: Tensor,
@@ -158,24 +158,24 @@ def _sample_levels_backward(
     h: int,
     w: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of locations, attention, values and half_power."""
-    inputs = grad_out, locations, attention, tables, positions, values, half_power, (h, w)
+    """Gradients of sampling_locations, attention, values and half_power."""
+    inputs = grad_out, sampling_locations, attention, tables, positions, values, half_power, (h, w)
     return dispatch.run("sampling", "cpu", _kernel("cpu").sample_levels_backward, *inputs)
 
 
 @_sample_levels_backward.register_fake
-def _(grad_out, locations, attention, tables, positions, values, half_power, h, w):
-    return tuple(x.new_empty(x.shape) for x in (locations, attention, values, half_power))
+def _(grad_out, sampling_locations, attention, tables, positions, values, half_power, h, w):
+    return tuple(x.new_empty(x.shape) for x in (sampling_locations, attention, values, half_power))
 
 
 def _save_levels(ctx, inputs, output):
     *tensors, h, w = inputs
     ctx.save_for_backward(*tensors)
-    ctx.canvas = h, w
+    ctx.grid_size = h, w
 
 
 def _differentiate_levels(ctx, grad_out):
-    grads = torch.ops.aff.sample_levels_backward(grad_out, *ctx.saved_tensors, *ctx.canvas)
+    grads = torch.ops.aff.sample_levels_backward(grad_out, *ctx.saved_tensors, *ctx.grid_size)
     return grads[0], grads[1], None, None, grads[2], grads[3], None, None
 
 
@@ -202,7 +202,7 @@ def _trial(path, device):
     inputs.append(torch.full((1,), 1.5, device=device, requires_grad=True))
     number = torch.arange(12, device=device)
     positions, nearest = torch.stack([number % 4, number // 4], dim=-1)[None], number.repeat(10).view(1, 5, 2, 3, 4)
-    locations, attention, values, half_power = inputs
+    sampling_locations, attention, values, half_power = inputs
     with dispatch.force(sampling=path):
-        out = sample(locations, attention, positions, values, nearest, half_power)
+        out = sample(sampling_locations, attention, positions, values, nearest, half_power)
     return [out.detach(), *torch.autograd.grad(out.square().sum(), inputs)]

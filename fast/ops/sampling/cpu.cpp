@@ -1,9 +1,9 @@
-// Values read at places between tokens, on a CPU: out_h = sum_p attention_p sum_k w_pk value_kh, w of Shepard (paper
+// Values read at locations between tokens, on a CPU: out_h = sum_p attention_p sum_k w_pk value_kh, w of Shepard (paper
 // sec. 4.1), and its gradients.
 //
-// A row is one query and head; it reads P places, each from k tokens: given ones, or those that a table has for the
-// cell that the place rounds to. Rows are taken in blocks. A block first computes the weights of all its places, with a
-// vector's lanes standing for places; then sums the values of each row, lanes standing for channels.
+// A row is one query and head; it reads P locations, each from k tokens: given ones, or those that a table has for the
+// cell that the location rounds to. Rows are taken in blocks. A block first computes the weights of all its locations,
+// with a vector's lanes standing for locations; then sums the values of each row, lanes standing for channels.
 #include "vector_math.h"
 
 namespace {
@@ -16,12 +16,12 @@ constexpr double FLOOR = 1e-11;  // added to (d^2)^a
 // What both passes read.
 template <class T>
 struct Problem {
-    const T* places;         // (B, q, H, P, 2)
+    const T* locations;      // (B, q, H, P, 2)
     const T* attention;      // (B, q, H, P) or null: 1
     const T* positions;      // (B or 1, n, 2)
     const T* values;         // (B, n, H, d)
     const int32_t* nearest;  // (B, q, H, P, k), negative for none; null: by table, k = 4
-    const int32_t* tables;   // (L, B, height width, 4): place p of P is on level p / (P / L)
+    const int32_t* tables;   // (L, B, height width, 4): location p of P is on level p / (P / L)
     T half_power;
     int64_t position_stride, batch, queries, heads, points, k, n, d, levels, height, width;
 
@@ -32,11 +32,11 @@ struct Problem {
     const T* values_of(int64_t row) const { return values + (image_of(row) * n * heads + row % heads) * d; }
 };
 
-// The places of a block's rows, side by side; arrays (.., size) or (k, size).
+// The locations of a block's rows, side by side; arrays (.., size) or (k, size).
 template <class T>
 struct Block {
     const Problem<T>& p;
-    int64_t size, first, count, used;  // first row, rows, places
+    int64_t size, first, count, used;  // first row, rows, locations
     std::vector<T> memory;
     std::vector<int32_t> integers;
     T *x, *y, *attention, *away_x, *away_y, *present, *weights, *share, *by_power;
@@ -45,15 +45,15 @@ struct Block {
     explicit Block(const Problem<T>& p, bool backward)
         : p(p), size(padded<T>(p.block_rows() * p.points)), first(0), count(0), used(0),
           memory(size * (3 + p.k * (backward ? 6 : 4))), integers(size * (1 + p.k)) {
-        x = memory.data();               // of the places
+        x = memory.data();               // of the locations
         y = x + size;
         attention = y + size;
-        away_x = attention + size;       // (k): place - token
+        away_x = attention + size;       // (k): location - token
         away_y = away_x + p.k * size;    // (k)
         present = away_y + p.k * size;   // (k): 1, 0 where there is no token
         weights = present + p.k * size;  // (k)
         share = weights + p.k * size;    // (k): d^2a u, nearly 1; this and the next for the backward pass
-        by_power = share + p.k * size;   // (k): derivative of -log2 u by a, less what all k of a place share
+        by_power = share + p.k * size;   // (k): derivative of -log2 u by a, less what all k of a location share
         cells = integers.data();
         tokens = cells + size;           // (k)
     }
@@ -61,8 +61,10 @@ struct Block {
     // Rows number * block_rows() and so on.
     void take(int64_t number) {
         first = number * p.block_rows(), count = std::min(p.block_rows(), p.rows() - first), used = count * p.points;
-        const T* places = p.places + 2 * first * p.points;
-        for (int64_t s = 0; s < size; s++) x[s] = s < used ? places[2 * s] : 0, y[s] = s < used ? places[2 * s + 1] : 0;
+        const T* locations = p.locations + 2 * first * p.points;
+        for (int64_t s = 0; s < size; s++) {
+            x[s] = s < used ? locations[2 * s] : 0, y[s] = s < used ? locations[2 * s + 1] : 0;
+        }
         std::fill_n(attention, size, (T)1);
         if (p.attention) std::copy_n(p.attention + first * p.points, used, attention);
         const std::vector<int32_t> none(p.k, -1);
@@ -73,7 +75,7 @@ struct Block {
             look_up();
     }
 
-    // The k tokens of place s.
+    // The k tokens of location s.
     INLINE void load_tokens(int64_t s, int64_t k, const int32_t* from, const T* positions) {
         int32_t* token = tokens + s;
         T *here = present + s, *dx = away_x + s, *dy = away_y + s;
@@ -95,7 +97,7 @@ struct Block {
         }
     }
 
-    // By the cells that the places round to, half to even and clamped to the grid.
+    // By the cells that the locations round to, half to even and clamped to the grid.
     void look_up() {
         typedef Integers<T> I;
         for (int64_t s = 0; s < size; s += LANES<T>) {
@@ -117,7 +119,7 @@ struct Block {
         }
     }
 
-    // Weights w = u / sum u, u = 1 / ((d^2)^a + 1e-11), of K tokens a place (0: of any number).
+    // Weights w = u / sum u, u = 1 / ((d^2)^a + 1e-11), of K tokens a location (0: of any number).
     //
     // u is computed times d0^2a, d0 the least distance but at least 1: that loses fewer digits and cannot overflow.
     template <int K>
@@ -159,8 +161,8 @@ struct Block {
     void weigh(bool backward) { p.k == 4 ? weigh<4>(backward) : weigh<0>(backward); }
 };
 
-// out = sum_s weights[s] values[tokens[s]] of VECTORS vectors of channels, s over the places of a row and their tokens,
-// K of a place (0: any number).
+// out = sum_s weights[s] values[tokens[s]] of VECTORS vectors of channels, s over the locations of a row and their
+// tokens, K of a location (0: any number).
 template <class T, int K, int VECTORS>
 INLINE void sum_row(const Block<T>& block, const T* values, int64_t s, T* out) {
     const int64_t stride = block.p.heads * block.p.d, k = K ? K : block.p.k, size = block.size;
@@ -240,7 +242,7 @@ void project_row(const Block<T>& block, const T* values, const T* grad, int64_t 
         }
 }
 
-// From products (k, size) back through attention and Shepard's weights: writes the gradients of a block's places (x, y)
+// From products (k, size) back through attention and Shepard's weights: writes the gradients of a block's locations (x, y)
 // and attention, (size) each, and returns the half power's.
 template <class T>
 double differentiate(const Block<T>& block, T* products, T* of_x, T* of_y, T* of_attention) {
@@ -316,10 +318,10 @@ void scatter_values(const Threads* threads, const Problem<T>& p, const T* grad, 
     });
 }
 
-// grad (B, q, H, d), grad_places (B, q, H, P, 2) or null, grad_attention (B, q, H, P) or null,
+// grad (B, q, H, d), grad_locations (B, q, H, P, 2) or null, grad_attention (B, q, H, P) or null,
 // grad_values (B, n, H, d), grad_power (1)
 template <class T>
-void backward(const Threads* threads, const Problem<T>& p, const T* grad, T* grad_places, T* grad_attention,
+void backward(const Threads* threads, const Problem<T>& p, const T* grad, T* grad_locations, T* grad_attention,
               T* grad_values, T* grad_power) {
     const int64_t slots = p.points * p.k;
     std::vector<T> weights(p.rows() * slots);       // (B, q, H, P, k), with attention
@@ -340,7 +342,8 @@ void backward(const Threads* threads, const Problem<T>& p, const T* grad, T* gra
             partial[number] = differentiate(block, products.data(), of_x.data(), of_y.data(), of_attention.data());
             const int64_t first = block.first * p.points;
             for (int64_t s = 0; s < block.used; s++) {
-                if (grad_places) grad_places[2 * (first + s)] = of_x[s], grad_places[2 * (first + s) + 1] = of_y[s];
+                T* at = grad_locations + 2 * (first + s);
+                if (grad_locations) at[0] = of_x[s], at[1] = of_y[s];
                 if (grad_attention) grad_attention[first + s] = of_attention[s];
                 for (int64_t j = 0; j < p.k; j++) {
                     weights[(first + s) * p.k + j] = block.weights[j * size + s] * block.attention[s];
@@ -358,21 +361,21 @@ void backward(const Threads* threads, const Problem<T>& p, const T* grad, T* gra
 }  // namespace
 
 #define INPUTS(T)                                                                                                      \
-    const T *places, const T *attention, const T *positions, const T *values, const int32_t *nearest,                  \
+    const T *locations, const T *attention, const T *positions, const T *values, const int32_t *nearest,               \
         const int32_t *tables
 #define SIZES                                                                                                          \
     double half_power, int64_t position_stride, int64_t batch, int64_t queries, int64_t heads, int64_t points,         \
         int64_t k, int64_t n, int64_t d, int64_t levels, int64_t height, int64_t width
 #define PROBLEM(T)                                                                                                     \
-    {places, attention, positions, values, nearest, tables, (T)half_power, position_stride, batch, queries, heads,     \
+    {locations, attention, positions, values, nearest, tables, (T)half_power, position_stride, batch, queries, heads,  \
      points, k, n, d, levels, height, width}
 #define EXPORT(T, SUFFIX)                                                                                              \
     extern "C" void forward_##SUFFIX(const Threads* threads, INPUTS(T), T* out, SIZES) {                               \
         forward<T>(threads, PROBLEM(T), out);                                                                          \
     }                                                                                                                  \
-    extern "C" void backward_##SUFFIX(const Threads* threads, const T* grad, INPUTS(T), T* grad_places,                \
+    extern "C" void backward_##SUFFIX(const Threads* threads, const T* grad, INPUTS(T), T* grad_locations,             \
                                       T* grad_attention, T* grad_values, T* grad_power, SIZES) {                       \
-        backward<T>(threads, PROBLEM(T), grad, grad_places, grad_attention, grad_values, grad_power);                  \
+        backward<T>(threads, PROBLEM(T), grad, grad_locations, grad_attention, grad_values, grad_power);                  \
     }
 
 EXPORT(float, f32)

@@ -9,19 +9,19 @@ SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 TABLE_TOKENS = 4  # that a table has for a cell
 
 
-def forward(places, attention, positions, values, nearest, half_power):
-    """Read the values of tokens at places, by Shepard interpolation (paper sec. 4.1).
+def forward(sampling_locations, attention, positions, values, nearest, half_power):
+    """Read the values of tokens at locations, by Shepard interpolation (paper sec. 4.1).
 
     Parameters
     ----------
-    places : (B, q, H, P, 2) tensor
+    sampling_locations : (B, q, H, P, 2) tensor
         (x, y) in the unit of the positions; any real or integer dtype.
     attention : (B, q, H, P) floating tensor or None
         None: 1.
     positions : (B or 1, n, 2) int64 tensor
     values : (B, n, H, d) floating tensor
     nearest : (B, q, H, P, k) integer tensor
-        Tokens that each place is read from, at least one; negative where there are fewer than k. int32 is not copied.
+        Tokens that each location is read from, at least one; negative where there are fewer than k. int32: no copy.
     half_power : (1,) floating tensor
         a, half the power of the distance.
 
@@ -30,29 +30,29 @@ def forward(places, attention, positions, values, nearest, half_power):
     (B, q, H, d) tensor
         In the dtype of ``values``; computed in float32 or float64.
     """
-    return _forward(places, attention, positions, values, nearest, None, half_power, (1, 0, 0))
+    return _forward(sampling_locations, attention, positions, values, nearest, None, half_power, (1, 0, 0))
 
 
-def backward(grad_out, places, attention, positions, values, nearest, half_power):
+def backward(grad_out, sampling_locations, attention, positions, values, nearest, half_power):
     """Gradients of ``forward``: its arguments after ``grad_out`` (B, q, H, d), the gradient of its result.
 
     Returns
     -------
     tuple of tensors
-        Gradients of places (None if they are integers), attention (None without it), values, half_power, each in its
-        input's dtype.
+        Gradients of sampling_locations (None if they are integers), attention (None without it), values, half_power,
+        each in its input's dtype.
     """
-    return _backward(grad_out, places, attention, positions, values, nearest, None, half_power, (1, 0, 0))
+    return _backward(grad_out, sampling_locations, attention, positions, values, nearest, None, half_power, (1, 0, 0))
 
 
-def sample_levels(locations, attention, tables, positions, values, half_power, grid_size):
+def sample_levels(sampling_locations, attention, tables, positions, values, half_power, grid_size):
     """Read the values of several levels at locations, each from the four tokens nearest to the cell it rounds to.
 
     Rounded half to even and clamped to the grid; the weights use the true location (paper sec. 4.1).
 
     Parameters
     ----------
-    locations : (B, q, H, L, P, 2) floating tensor
+    sampling_locations : (B, q, H, L, P, 2) floating tensor
         (x, y), cells of the grid.
     attention : (B, q, H, L, P) floating tensor
     tables : (L, B, h w, 4) int32 tensor
@@ -68,48 +68,52 @@ def sample_levels(locations, attention, tables, positions, values, half_power, g
     (B, q, H, d) tensor
         In the dtype of ``values``; computed in float32 or float64.
     """
-    places, attention = locations.flatten(3, 4), attention.flatten(3, 4)
-    return _forward(places, attention, positions, values, None, tables, half_power, (len(tables), *grid_size))
+    sampling_locations, attention = sampling_locations.flatten(3, 4), attention.flatten(3, 4)
+    return _forward(
+        sampling_locations, attention, positions, values, None, tables, half_power, (len(tables), *grid_size)
+    )
 
 
-def sample_levels_backward(grad_out, locations, attention, tables, positions, values, half_power, grid_size):
+def sample_levels_backward(grad_out, sampling_locations, attention, tables, positions, values, half_power, grid_size):
     """Gradients of ``sample_levels``: its arguments after ``grad_out`` (B, q, H, d), the gradient of its result.
 
     Returns
     -------
     tuple of tensors
-        Gradients of locations, attention, values, half_power, each in its input's dtype.
+        Gradients of sampling_locations, attention, values, half_power, each in its input's dtype.
     """
-    inputs = locations.flatten(3, 4), attention.flatten(3, 4), positions, values, None, tables
+    inputs = sampling_locations.flatten(3, 4), attention.flatten(3, 4), positions, values, None, tables
     grads = _backward(grad_out, *inputs, half_power, (len(tables), *grid_size))
-    return grads[0].view(locations.shape), grads[1].view(attention.shape), *grads[2:]
+    return grads[0].view(sampling_locations.shape), grads[1].view(attention.shape), *grads[2:]
 
 
-def _forward(places, attention, positions, values, nearest, tables, half_power, levels):
-    arguments = _arguments(places, attention, positions, values, nearest, tables, half_power, levels)
+def _forward(sampling_locations, attention, positions, values, nearest, tables, half_power, levels):
+    arguments = _arguments(sampling_locations, attention, positions, values, nearest, tables, half_power, levels)
     wide, d = arguments[3], values.shape[3]
-    out = wide.new_empty(*places.shape[:3], d)
+    out = wide.new_empty(*sampling_locations.shape[:3], d)
     native.call(SOURCE, f"forward_{SUFFIX[wide.dtype]}", *arguments[:6], out, *arguments[6:])
     return out.to(values.dtype)
 
 
-def _backward(grad_out, places, attention, positions, values, nearest, tables, half_power, levels):
-    arguments = _arguments(places, attention, positions, values, nearest, tables, half_power, levels)
+def _backward(grad_out, sampling_locations, attention, positions, values, nearest, tables, half_power, levels):
+    arguments = _arguments(sampling_locations, attention, positions, values, nearest, tables, half_power, levels)
     wide = arguments[3].dtype
-    inputs = places if places.is_floating_point() else None, attention, values, half_power
+    inputs = sampling_locations if sampling_locations.is_floating_point() else None, attention, values, half_power
     grads = [None if x is None else torch.empty(x.shape, dtype=wide) for x in inputs]
     grad_out = grad_out.to(wide).contiguous()
     native.call(SOURCE, f"backward_{SUFFIX[wide]}", grad_out, *arguments[:6], *grads, *arguments[6:])
     return tuple(None if x is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
 
 
-def _arguments(places, attention, positions, values, nearest, tables, half_power, levels):
+def _arguments(sampling_locations, attention, positions, values, nearest, tables, half_power, levels):
     """The kernels' inputs, contiguous and of one floating dtype, and the numbers after them."""
-    floating = [x.dtype for x in (places, attention, values) if x is not None and x.is_floating_point()]
+    floating = [x.dtype for x in (sampling_locations, attention, values) if x is not None and x.is_floating_point()]
     wide = torch.float64 if torch.float64 in floating else torch.float32
-    tensors = [None if x is None else x.to(wide).contiguous() for x in (places, attention, positions, values)]
+    tensors = [
+        None if x is None else x.to(wide).contiguous() for x in (sampling_locations, attention, positions, values)
+    ]
     tensors += [None if x is None else x.int().contiguous() for x in (nearest, tables)]
     stride = 0 if len(positions) == 1 else 2 * positions.shape[1]
     k = TABLE_TOKENS if nearest is None else nearest.shape[4]
     n, _, d = values.shape[1:]
-    return (*tensors, float(half_power), stride, *places.shape[:4], k, n, d, *levels)
+    return (*tensors, float(half_power), stride, *sampling_locations.shape[:4], k, n, d, *levels)

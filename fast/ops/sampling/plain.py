@@ -32,29 +32,29 @@ def shepard_weights(points, neighbors, half_power=HALF_POWER):
 def _inverse_powers(points, neighbors, half_power):
     wide = torch.promote_types(points.dtype, torch.float32) if points.is_floating_point() else torch.float32
     squared = (neighbors.to(wide) - points.to(wide)[..., None, :]).square().sum(dim=-1)
-    own = squared == 0  # kept out of the power, whose gradient at 0 is not finite once a < 1
-    return 1 / ((squared.masked_fill(own, 1) ** half_power).masked_fill(own, 0) + FLOOR)
+    on_token = squared == 0  # kept out of the power, whose gradient at 0 is not finite once a < 1
+    return 1 / ((squared.masked_fill(on_token, 1) ** half_power).masked_fill(on_token, 0) + FLOOR)
 
 
-def nearest_by_table(locations, table, canvas):
+def nearest_by_table(sampling_locations, table, grid_size):
     """Look up the nearest tokens of locations (B, q, P, 2) at the cell they round to: -> (B, q, P, 4) int64.
 
-    Rounded half to even and clamped to the canvas.
+    Rounded half to even and clamped to the grid.
     """
-    h, w = canvas
-    x, y = locations.detach().round().long().unbind(-1)
+    h, w = grid_size
+    x, y = sampling_locations.detach().round().long().unbind(-1)
     return gather_rows(table, y.clamp(0, h - 1) * w + x.clamp(0, w - 1))
 
 
-def sample(locations, attention, positions, values, nearest, half_power):
+def sample(sampling_locations, attention, positions, values, nearest, half_power):
     """``ops.sample``: same arguments, same result."""
     batch, queries, heads, points, _ = nearest.shape
     positions, values = positions.expand(batch, -1, -1), values.transpose(1, 2)  # (B, H, n, d)
     tokens, head = values.shape[2], torch.arange(heads, device=values.device)[:, None, None]
 
-    def read(locations, attention, values, half_power, nearest):  # rows of queries
+    def read(sampling_locations, attention, values, half_power, nearest):  # rows of queries
         missing, near = nearest < 0, nearest.clamp(min=0).long()
-        u = _inverse_powers(locations, gather_rows(positions, near), half_power).masked_fill(missing, 0)
+        u = _inverse_powers(sampling_locations, gather_rows(positions, near), half_power).masked_fill(missing, 0)
         weight = u / u.sum(dim=-1, keepdim=True)  # (B, rows, H, P, k)
         weight = weight if attention is None else weight * attention[..., None]
         rows = gather_rows(values.flatten(1, 2), near + head * tokens).to(weight.dtype)  # (B, rows, H, P, k, d)
@@ -64,17 +64,17 @@ def sample(locations, attention, positions, values, nearest, half_power):
     out = []
     for part in token_slices(slots, batch * values.shape[3]):
         weights = None if attention is None else attention[:, part]
-        out.append(recomputed(read, locations[:, part], weights, values, half_power, nearest[:, part]))
+        out.append(recomputed(read, sampling_locations[:, part], weights, values, half_power, nearest[:, part]))
     return torch.cat(out, dim=1)
 
 
-def nearest_of_levels(locations, tables, canvas):
+def nearest_of_levels(sampling_locations, tables, grid_size):
     """Tokens that locations (B, q, H, L, P, 2) of all levels are read from: (B, q, H, L, P, 4) int32.
 
     By ``tables`` (L, B, h w, 4), as ``ops.sample_levels`` takes them.
     """
     found = []
     for level, table in enumerate(tables):
-        places = locations[:, :, :, level]
-        found.append(nearest_by_table(places.flatten(2, 3), table, canvas).unflatten(2, places.shape[2:4]))
+        on_level = sampling_locations[:, :, :, level]
+        found.append(nearest_by_table(on_level.flatten(2, 3), table, grid_size).unflatten(2, on_level.shape[2:4]))
     return torch.stack(found, dim=3)

@@ -1,10 +1,10 @@
-"""Reading the values of tokens at places between them (paper sec. 4.1), fused: Shepard interpolation and attention.
+"""Reading the values of tokens at locations between them (paper sec. 4.1), fused: Shepard interpolation and attention.
 
-A row is one query and head; it reads P places, each from its k = 4 nearest tokens:
+A row is one query and head; it reads P locations, each from its k = 4 nearest tokens:
 
     out_h = sum_p attention_p sum_k w_pk value_kh,    w = u / sum u,    u = 1 / ((d^2)^a + 1e-11).
 
-The weights are computed from the places inside the kernels, again in the backward pass. As in ``interpolation``, a
+The weights are computed from the locations inside the kernels, again in the backward pass. As in ``interpolation``, a
 token at distance 0 is kept out of the power: no gradient passes through its distance. The backward pass has no atomic
 additions: a value collects from the rows that read it (``transpose``), so the same input gives the same bits.
 
@@ -20,18 +20,20 @@ from ..triton_sizes import TYPES, check_count, tile, warps, wide_type
 
 FLOOR = tl.constexpr(1e-11)  # of interpolation.shepard_weights
 LOG_2 = tl.constexpr(0.6931471805599453)  # natural logarithm
-POINTS = 4  # places read at a time, at most; the power of two divides P
+POINTS = 4  # locations read at a time, at most; the power of two divides P
 ENTRIES = 16  # rows that a value collects from at a time
 
 
 @triton.jit
-def _nearest_tokens(places, positions, nearest, row, point, P, k, BLOCK_K: tl.constexpr, WIDE: tl.constexpr):
-    """Tokens that the places (r, p) of some rows are read from, -1 for none, and place - token: each (r, p, k)."""
-    place = row[:, None] * P + point[None, :]
-    x = tl.load(places + 2 * place).to(WIDE)
-    y = tl.load(places + 2 * place + 1).to(WIDE)
+def _nearest_tokens(
+    sampling_locations, positions, nearest, row, point, P, k, BLOCK_K: tl.constexpr, WIDE: tl.constexpr
+):
+    """Tokens that the locations (r, p) of rows are read from, -1 for none, and location - token: each (r, p, k)."""
+    location = row[:, None] * P + point[None, :]
+    x = tl.load(sampling_locations + 2 * location).to(WIDE)
+    y = tl.load(sampling_locations + 2 * location + 1).to(WIDE)
     number = tl.arange(0, BLOCK_K)[None, None, :]
-    token = tl.load(nearest + place[:, :, None] * k + number, mask=number < k, other=-1).to(tl.int64)
+    token = tl.load(nearest + location[:, :, None] * k + number, mask=number < k, other=-1).to(tl.int64)
     address = positions + 2 * tl.maximum(token, 0)
     return token, x[:, :, None] - tl.load(address).to(WIDE), y[:, :, None] - tl.load(address + 1).to(WIDE)
 
@@ -54,7 +56,7 @@ def _shepard(token, squared, half_power):
 
 @triton.jit
 def _read(
-    places,  # (R, P, 2), R = B q H rows
+    sampling_locations,  # (R, P, 2), R = B q H rows
     attention,  # (R, P) or None
     positions,  # (B or 1, n, 2)
     values,  # (B, n, H, d)
@@ -85,7 +87,7 @@ def _read(
     total = tl.zeros((BLOCK_R, BLOCK_D), WIDE)
     for begin in range(0, P, BLOCK_P):
         point = begin + tl.arange(0, BLOCK_P)
-        token, dx, dy = _nearest_tokens(places, positions, nearest, row, point, P, k, BLOCK_K, WIDE)
+        token, dx, dy = _nearest_tokens(sampling_locations, positions, nearest, row, point, P, k, BLOCK_K, WIDE)
         w, _, _ = _shepard(token, dx * dx + dy * dy, a)
         if attention is not None:
             w *= tl.load(attention + row[:, None] * P + point[None, :]).to(WIDE)[:, :, None]
@@ -102,14 +104,14 @@ def _read(
 @triton.jit
 def _place_gradients(
     grad,  # (R, d)
-    places,
+    sampling_locations,
     attention,
     positions,
     values,
     nearest,
     half_power,
     weights,  # (R, P, k): attention times Shepard weight of every token read, for _value_gradients
-    grad_places,  # (R, P, 2) or None
+    grad_locations,  # (R, P, 2) or None
     grad_attention,  # (R, P) or None
     partial,  # (programs,), to sum to the gradient of half_power
     R,
@@ -136,8 +138,8 @@ def _place_gradients(
     power_gradient = tl.zeros((BLOCK_R,), WIDE)
     for begin in range(0, P, BLOCK_P):
         point = begin + tl.arange(0, BLOCK_P)
-        place = row[:, None] * P + point[None, :]
-        token, dx, dy = _nearest_tokens(places, positions, nearest, row, point, P, k, BLOCK_K, WIDE)
+        location = row[:, None] * P + point[None, :]
+        token, dx, dy = _nearest_tokens(sampling_locations, positions, nearest, row, point, P, k, BLOCK_K, WIDE)
         squared = dx * dx + dy * dy
         w, share, by_power = _shepard(token, squared, a)
         flat = tl.reshape(token, (BLOCK_R, BLOCK_P * BLOCK_K))
@@ -152,18 +154,18 @@ def _place_gradients(
         dw = tl.reshape(dw, (BLOCK_R, BLOCK_P, BLOCK_K))
         used = w
         if attention is not None:
-            tl.store(grad_attention + place, tl.sum(w * dw, axis=2), mask=mine)
-            factor = tl.load(attention + place).to(WIDE)[:, :, None]
+            tl.store(grad_attention + location, tl.sum(w * dw, axis=2), mask=mine)
+            factor = tl.load(attention + location).to(WIDE)[:, :, None]
             used = w * factor
             dw *= factor
         number = tl.arange(0, BLOCK_K)[None, None, :]
-        tl.store(weights + place[:, :, None] * k + number, used, mask=mine[:, :, None] & (number < k))
+        tl.store(weights + location[:, :, None] * k + number, used, mask=mine[:, :, None] & (number < k))
         dw -= tl.sum(tl.where(number == 0, dw, 0), axis=2)[:, :, None]  # changes nothing but rounding: sum w = 1
         slope = w * (tl.sum(w * dw, axis=2)[:, :, None] - dw)  # by -ln u
-        if grad_places is not None:
+        if grad_locations is not None:
             per_square = 2 * a * share * slope / tl.where(squared == 0, 1, squared)
-            tl.store(grad_places + 2 * place, tl.sum(per_square * dx, axis=2), mask=mine)
-            tl.store(grad_places + 2 * place + 1, tl.sum(per_square * dy, axis=2), mask=mine)
+            tl.store(grad_locations + 2 * location, tl.sum(per_square * dx, axis=2), mask=mine)
+            tl.store(grad_locations + 2 * location + 1, tl.sum(per_square * dy, axis=2), mask=mine)
         power_gradient += tl.sum(tl.sum(slope * by_power, axis=2), axis=1)
     power_gradient = tl.where(numbers < R, power_gradient, 0)
     tl.store(partial + tl.program_id(0), tl.sum(power_gradient, axis=0) * LOG_2)
@@ -201,19 +203,19 @@ def _value_gradients(
     tl.store(grad_values + value * d + channel, total, mask=channel < d)
 
 
-def forward(places, attention, positions, values, nearest, half_power):
-    """Read the values of tokens at places.
+def forward(sampling_locations, attention, positions, values, nearest, half_power):
+    """Read the values of tokens at locations.
 
     Parameters
     ----------
-    places : (B, q, H, P, 2) tensor
+    sampling_locations : (B, q, H, P, 2) tensor
         (x, y) in the unit of the positions; any real or integer dtype.
     attention : (B, q, H, P) floating tensor or None
         None: 1.
     positions : (B or 1, n, 2) int64 tensor
     values : (B, n, H, d) floating tensor
     nearest : (B, q, H, P, k) integer tensor
-        Tokens that each place is read from, at least one; negative where there are fewer than k.
+        Tokens that each location is read from, at least one; negative where there are fewer than k.
     half_power : (1,) floating tensor
         a, half the power of the distance.
 
@@ -233,7 +235,9 @@ def forward(places, attention, positions, values, nearest, half_power):
     out = values.new_empty(batch, queries, heads, d)
     if out.numel() == 0:
         return out
-    tensors = tuple(x if x is None else x.contiguous() for x in (places, attention, positions, values, nearest))
+    tensors = tuple(
+        x if x is None else x.contiguous() for x in (sampling_locations, attention, positions, values, nearest)
+    )
     blocks = _blocks(values, nearest)
     grid = triton.cdiv(batch * queries * heads, blocks["BLOCK_R"]), triton.cdiv(d, blocks["BLOCK_D"])
     with torch.cuda.device_of(values):
@@ -241,14 +245,14 @@ def forward(places, attention, positions, values, nearest, half_power):
     return out
 
 
-def backward(grad, places, attention, positions, values, nearest, half_power):
+def backward(grad, sampling_locations, attention, positions, values, nearest, half_power):
     """Gradients of ``forward``: its arguments after ``grad`` (B, q, H, d), the gradient of its result.
 
     Returns
     -------
     tuple of tensors
-        Gradients of places (None if they are integers), attention (None without it), values, half_power, each in its
-        input's dtype.
+        Gradients of sampling_locations (None if they are integers), attention (None without it), values, half_power,
+        each in its input's dtype.
 
     Raises
     ------
@@ -260,7 +264,9 @@ def backward(grad, places, attention, positions, values, nearest, half_power):
     check_count(batch * heads * max(queries, n), "queries or tokens times heads")
     check_count(nearest[:1].numel(), "slots of an image")
     grads = [
-        torch.zeros_like(places, memory_format=torch.contiguous_format) if places.is_floating_point() else None,
+        torch.zeros_like(sampling_locations, memory_format=torch.contiguous_format)
+        if sampling_locations.is_floating_point()
+        else None,
         None if attention is None else torch.zeros_like(attention, memory_format=torch.contiguous_format),
         torch.zeros_like(values, memory_format=torch.contiguous_format),
         torch.zeros_like(half_power),
@@ -268,7 +274,9 @@ def backward(grad, places, attention, positions, values, nearest, half_power):
     if 0 in (batch, queries, heads, n, d):
         return tuple(grads)
     grad = grad.contiguous()
-    tensors = tuple(x if x is None else x.contiguous() for x in (places, attention, positions, values, nearest))
+    tensors = tuple(
+        x if x is None else x.contiguous() for x in (sampling_locations, attention, positions, values, nearest)
+    )
     blocks = _blocks(values, nearest)
     settings = _settings(blocks, *tensors)
     programs = triton.cdiv(batch * queries * heads, blocks["BLOCK_R"])
@@ -311,18 +319,18 @@ def _sizes(positions, values, nearest):
 
 
 def _blocks(values, nearest):
-    """Sizes of a program's tile: rows, places, tokens, channels; not many more than 2048 numbers."""
+    """Sizes of a program's tile: rows, locations, tokens, channels; not many more than 2048 numbers."""
     points, k = nearest.shape[3:]
     block_p, block_k, block_d = min(POINTS, points & -points), tile(k, 1 << 30), tile(values.shape[3], 64)
     rows = max(1, min(16, 2048 // (block_p * block_k * block_d)))
     return {"BLOCK_R": rows, "BLOCK_P": block_p, "BLOCK_K": block_k, "BLOCK_D": block_d}
 
 
-def _settings(blocks, places, attention, _, values, __):
+def _settings(blocks, sampling_locations, attention, _, values, __):
     elements = blocks["BLOCK_R"] * blocks["BLOCK_P"] * blocks["BLOCK_K"] * blocks["BLOCK_D"]
     return {
         **blocks,
-        "WIDE": TYPES[wide_type(places, attention, values)],
+        "WIDE": TYPES[wide_type(sampling_locations, attention, values)],
         "num_warps": warps(elements),
         "enable_fp_fusion": True,
     }
