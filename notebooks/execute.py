@@ -56,9 +56,9 @@ def execute(path):
 
 
 def smaller(png):
-    """Return a picture (PNG bytes) with a palette of 256 colours: about a third of the bytes, no difference to see."""
-    packed = BytesIO()
-    Image.open(BytesIO(png)).convert("RGB").quantize(256).save(packed, "PNG", optimize=True)
+    """Return a picture (PNG bytes) with a palette of 256 colours, dithered where it has more: fewer bytes, alike to the eye."""
+    packed, picture = BytesIO(), Image.open(BytesIO(png)).convert("RGB")
+    picture.quantize(palette=picture.quantize(256)).save(packed, "PNG", optimize=True)
     return packed.getvalue()
 
 
