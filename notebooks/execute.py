@@ -60,7 +60,7 @@ def smaller(png):
     from drawing import OKABE_ITO
 
     packed, picture, palette = BytesIO(), Image.open(BytesIO(png)).convert("RGB"), Image.new("P", (1, 1))
-    own = picture.quantize(240).getpalette()[: 3 * 240]
+    own = [255 if level > 244 else level for level in picture.quantize(240).getpalette()[: 3 * 240]]  # white is white
     kinds = [part for colour in OKABE_ITO for part in ImageColor.getrgb(colour)]  # dots are few, but must be right
     greys = [level for level in range(255, 0, -32) for _ in range(3)]
     palette.putpalette([*own, *kinds, *greys])
