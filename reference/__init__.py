@@ -26,7 +26,7 @@ Glossary (symbol, meaning, unit, section of the paper)
     S, c       integer sum of a cluster's positions, and its count; S / c is its centre
     R          clusters that a token attends to                                                         sec. 3.1.2
     M          slots of a neighbourhood, R m (a slot of a short cluster may be empty: masked)           sec. 3.2
-    heads (H)  attention heads, each of d = C / H channels                                              sec. 3.2
+    heads, d   attention heads, and the channels of each: d = C / heads                                 sec. 3.2
     e          expanded relative position (dx, dy, distance, sine, cosine)                              Eq. 5
     blank      a learnt key and value that every neighbourhood shares                                   sec. 4.3
     s          importance of a token, in (0, 1)                                                         sec. 3.3.1

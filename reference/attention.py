@@ -10,26 +10,26 @@ def local_attention(query, key, value, neighbors, valid, bias, blank_key, blank_
 
     Parameters
     ----------
-    query, key, value : (n, H, d) arrays
+    query, key, value : (n, heads, d) arrays
         The query already scaled by d^-1/2.
     neighbors : (n, M) int64 array
         Token indices of each neighbourhood.
     valid : (n, M) bool array
         False for slots that get no weight.
-    bias : (n, M, H) array
+    bias : (n, M, heads) array
         The position term P of Eq. 2.
-    blank_key, blank_value : (H, d) arrays
+    blank_key, blank_value : (heads, d) arrays
         Shared by all tokens; the blank token has no position.
 
     Returns
     -------
-    (n, H, d) array
+    (n, heads, d) array
         sum_j softmax(logit)_j v_j over the slots and the blank token.
     """
-    logits = np.einsum("nhd,nmhd->nmh", query, key[neighbors]) + bias  # (n, M, H)
+    logits = np.einsum("nhd,nmhd->nmh", query, key[neighbors]) + bias  # (n, M, heads)
     logits = np.where(valid[:, :, None], logits, -np.inf)
-    blank = np.einsum("nhd,hd->nh", query, blank_key)[:, None]  # (n, 1, H)
-    logits = np.concatenate([logits, blank], axis=1)  # (n, M + 1, H)
+    blank = np.einsum("nhd,hd->nh", query, blank_key)[:, None]  # (n, 1, heads)
+    logits = np.concatenate([logits, blank], axis=1)  # (n, M + 1, heads)
     weight = np.exp(logits - logits.max(axis=1, keepdims=True))
     weight /= weight.sum(axis=1, keepdims=True)
     return np.einsum("nmh,nmhd->nhd", weight[:, :-1], value[neighbors]) + weight[:, -1][:, :, None] * blank_value
