@@ -35,7 +35,7 @@ def prose(notebook):
 
 
 def test_there_are_notebooks_numbered_without_gaps():
-    assert [path.name[:3] for path in NOTEBOOKS] == [f"{number:02}_" for number in range(1, len(NOTEBOOKS) + 1)]
+    assert [path.name[:3] for path in NOTEBOOKS] == [f"{number:02}_" for number in range(len(NOTEBOOKS))]
     assert NOTEBOOKS
 
 
