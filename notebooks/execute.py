@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # drawing imports train
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 SECONDS = 300  # for one cell
+WIDGET = "application/vnd.jupyter.widget-view+json"  # lives as long as its kernel: nothing to store
 
 
 def chosen(numbers):
@@ -46,6 +47,8 @@ def execute(path):
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({"tags": tags} if (tags := cell.metadata.get("tags")) else {})
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
         for output in cell.get("outputs", []):
             if "metadata" in output:
                 output.metadata = {}

@@ -68,6 +68,11 @@ def test_notebook_metadata_is_what_a_reader_needs(notebook):
     assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
 
 
+def test_notebook_stores_no_widget_without_its_kernel(notebook):
+    kinds = {kind for cell in code_cells(notebook) for output in cell.outputs for kind in output.get("data", {})}
+    assert not [kind for kind in kinds if "widget" in kind]
+
+
 def test_notebook_says_what_it_shows_and_ends_with_exercises(notebook):
     text = prose(notebook)
     assert text.startswith(f"# {notebook.path.name[:2]} · ")
