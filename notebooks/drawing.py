@@ -248,7 +248,7 @@ def save_thumbnail(png, number, width=320):
     png : bytes
         The picture as PNG.
     number : str
-        Of the notebook, "01" to "12"; the file is ``thumbnails/<number>.png``.
+        Of the notebook, two digits; the file is ``thumbnails/<number>.png``.
     width : int
         Pixels.
     """
