@@ -96,6 +96,9 @@ class Evaluator(Section):
 
     tasks: list[Literal["semantic", "instance", "panoptic"]] = Field([], description="none: the data's task")
     areas: tuple[float, float] | None = Field(None, description="small below, large above, pixels; null: COCO's")
+    mean_precision: float | None = Field(
+        None, ge=0, le=1, description="instance: least score of what counts for BBBC038's measure; null: not measured"
+    )
     object_threshold: float = Field(0.8, ge=0, le=1, description="panoptic: least probability of a segment's class")
     overlap_threshold: float = Field(0.8, ge=0, le=1, description="panoptic: least share of its mask left to it")
     top: int = Field(100, ge=1, description="instances kept of a picture, or of each of its tiles")

@@ -22,6 +22,7 @@ from ..data.masks import area, encode, intersection
 from ..data.sample import Sample, Vocabulary
 from ..inference.predictions import Instance, by_id
 from .evaluator import Evaluator
+from .mean_precision import measure_precision
 
 AREAS = (32.0**2, 96.0**2)  # COCO's borders of small, medium and large, in pixels
 _STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "", "", "AR", "AR_small", "AR_medium", "AR_large")
@@ -35,17 +36,19 @@ class InstanceEvaluator(Evaluator):
     vocabulary : Vocabulary
     areas : tuple of float
         Mask areas in pixels up to which an object is small, and from which it is large.
+    least_score : float, optional
+        Measure ``mean_precision`` (:mod:`train.metrics.mean_precision`), too, of objects of at least this score.
     """
 
     task = "instance"
 
-    def __init__(self, vocabulary: Vocabulary, areas: tuple[float, float] = AREAS):
+    def __init__(self, vocabulary: Vocabulary, areas: tuple[float, float] = AREAS, least_score: float | None = None):
         super().__init__(vocabulary)
         if not 0 < areas[0] < areas[1]:
             raise ValueError(f"areas must be two growing numbers of pixels, not {areas}")
         if not vocabulary.things:
             raise ValueError(f"vocabulary {vocabulary.name} has no countable classes: instances cannot be evaluated")
-        self.areas = areas
+        self.areas, self.least_score = areas, least_score
         self.images: dict[str, dict] = {}
 
     def compute(self) -> dict:
@@ -59,7 +62,11 @@ class InstanceEvaluator(Evaluator):
         classes = self.vocabulary.classes
         categories = [{"id": label, "name": classes[label].name} for label in sorted(self.vocabulary.things)]
         with contextlib.redirect_stdout(io.StringIO()):
-            return score(_index(images, categories, targets), _index(images, categories, found), self.areas)
+            scores = score(_index(images, categories, targets), _index(images, categories, found), self.areas)
+        if self.least_score is None:
+            return scores
+        precisions = [image["precision"] for image in self.images.values()]
+        return {"mean_precision": 100 * float(np.mean(precisions)) if precisions else float("nan"), **scores}
 
     def _add(self, target: Sample, prediction: list[Instance]) -> None:
         looked_at = encode(~target.ignore) if target.ignore.any() else None
@@ -68,6 +75,9 @@ class InstanceEvaluator(Evaluator):
             "target": list(self._targets(target, looked_at)),
             "found": list(self._found(prediction, looked_at)),
         }
+        if self.least_score is not None:
+            things = self.vocabulary.things
+            self.images[target.name]["precision"] = measure_precision(target, prediction, self.least_score, things)
 
     def _targets(self, target: Sample, looked_at: dict | None):
         """Annotations of the objects that have pixels."""

@@ -46,7 +46,9 @@ class Evaluators:
         return scores | {"per_class": per_class}
 
 
-def create_evaluators(vocabulary: Vocabulary, tasks, areas: tuple[float, float] | None = None) -> Evaluators:
+def create_evaluators(
+    vocabulary: Vocabulary, tasks, areas: tuple[float, float] | None = None, least_score: float | None = None
+) -> Evaluators:
     """Choose the official evaluators of a data set: Cityscapes' own for Cityscapes, COCO's for all others.
 
     Parameters
@@ -57,6 +59,8 @@ def create_evaluators(vocabulary: Vocabulary, tasks, areas: tuple[float, float] 
     areas : tuple of float, optional
         Mask areas in pixels up to which an object is small and from which it is large; default COCO's 32^2 and 96^2.
         Cityscapes' evaluator has no such classes.
+    least_score : float, optional
+        As of ``InstanceEvaluator``; Cityscapes' evaluator has no such measure.
 
     Returns
     -------
@@ -64,7 +68,7 @@ def create_evaluators(vocabulary: Vocabulary, tasks, areas: tuple[float, float] 
     """
     makers = {
         "semantic": SemanticEvaluator,
-        "instance": lambda vocabulary: InstanceEvaluator(vocabulary, areas or AREAS),
+        "instance": lambda vocabulary: InstanceEvaluator(vocabulary, areas or AREAS, least_score),
         "panoptic": PanopticEvaluator,
     }
     if vocabulary.name == "cityscapes":

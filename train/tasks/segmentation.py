@@ -124,7 +124,8 @@ def evaluate(
     model.eval()
     source = samples.source
     vocabulary: Vocabulary = source.vocabulary
-    evaluators = create_evaluators(vocabulary, config.evaluator.tasks or [source.task], config.evaluator.areas)
+    settings = config.evaluator
+    evaluators = create_evaluators(vocabulary, settings.tasks or [source.task], settings.areas, settings.mean_precision)
     bad, count = BadImages(samples), 0
     for batch in load(samples, EvalSampler(samples, 1, ranks), config, ranks.device.type == "cuda"):
         for line in bad.note(batch):
