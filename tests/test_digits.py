@@ -148,6 +148,26 @@ def test_ink_keeps_its_sign_and_contrast(material, sign, direction):
         assert 0.3 * 255 < step < 0.45 * 255  # 0.4, less what the anti-aliased rims lose
 
 
+def test_smallest_digits_leave_the_paper_bare(material):
+    """At a side of 8 pixels the corners of nearly every scan are empty, and so are those of the mask."""
+    config = DigitsConfig(digit_size=(8, 8), background=0, noise=0)
+    boxes = [scene.digits[0].mask for scene in scenes(config, material, 60)]
+    assert np.mean([mask.sum() for mask in boxes]) < 0.6 * 64
+
+
+def test_blur_leaves_no_texture_and_keeps_the_digits(material):
+    sharp = DigitsConfig(height=96, width=96, background=1, noise=0, digits=(2, 2), sign="either")
+    blurred = dataclasses.replace(sharp, blur=16)
+    bare = dataclasses.replace(blurred, digits=(0, 0))
+    for scene, same in zip(scenes(blurred, material, 20), scenes(sharp, material, 20), strict=True):
+        assert all((a.mask == b.mask).all() for a, b in zip(scene.digits, same.digits, strict=True))
+    steps = [
+        [np.abs(np.diff(scene.image.astype(int), axis=0)).mean() for scene in scenes(config, material, 20)]
+        for config in (bare, dataclasses.replace(sharp, digits=(0, 0)))
+    ]
+    assert np.max(steps[0]) < 2 and np.mean(steps[1]) > 4
+
+
 @pytest.mark.parametrize("grey", [10, 245])
 def test_either_sign_takes_the_side_with_room(material, grey):
     config = DigitsConfig(sign="either", background=1, contrast=(0.4, 0.4), noise=0)
@@ -192,6 +212,7 @@ def test_any_picture_size(material, height, width):
         ({"noise": "0.1"}, "noise must be a number"),
         ({"max_overlap": 1}, "max_overlap must be a number from 0 to 0.9"),
         ({"sign": "bright"}, "sign must be light, dark or either"),
+        ({"blur": -1}, "blur must be a whole number from 0"),
         ({"backgrounds": "maps"}, "backgrounds must be scenes or textures"),
     ],
 )

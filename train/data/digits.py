@@ -12,7 +12,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch.utils.data import Dataset
 
 from .digit_parts import BACKGROUNDS, KINDS, PHOTOGRAPHS, SPLITS, Material, load_material
@@ -51,6 +51,8 @@ class DigitsConfig:
         Photographs in a picture, 1 to 4, apart at straight lines; two of the same kind may meet.
     backgrounds : {"scenes", "textures"}
         Photographs of all sorts, or six that look alike all over, one of each kind.
+    blur : int
+        Standard deviation of the Gaussian that smooths the photographs, pixels of the picture; 0 leaves them sharp.
     """
 
     height: int = 64
@@ -65,11 +67,13 @@ class DigitsConfig:
     max_overlap: float = 0.2
     photographs: int = 1
     backgrounds: Literal["scenes", "textures"] = "scenes"
+    blur: int = 0
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
             _check_number(name, getattr(self, name), 16, 4096, whole=True)
         _check_number("photographs", self.photographs, 1, 4, whole=True)
+        _check_number("blur", self.blur, 0, 256, whole=True)
         side = min(self.height, self.width)
         for name, low, high in (("digits", 0, 99), ("digit_size", 8, side), ("contrast", 0.05, 0.95)):
             pair = _checked_pair(name, getattr(self, name), low, high, whole=name != "contrast")
@@ -168,17 +172,25 @@ def _shrink(photograph: np.ndarray, factor: int) -> np.ndarray:
 def _views(photograph: np.ndarray, config: DigitsConfig) -> list[np.ndarray]:
     """Toned sizes of a photograph that hold a whole picture; one too small even unshrunk is continued by mirroring."""
     toned = _tones(config)[photograph]
-    views = [_shrink(toned, factor) for factor in _SHRINKS]
+    views = [_smooth(_shrink(toned, factor), config.blur) for factor in _SHRINKS]
     fitting = [view for view in views if view.shape[0] >= config.height and view.shape[1] >= config.width]
     missing = [max(0, need - have) for need, have in zip((config.height, config.width), toned.shape, strict=False)]
-    return fitting or [np.pad(toned, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")]
+    return fitting or [np.pad(views[0], ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")]
+
+
+def _smooth(photograph: np.ndarray, deviation: int) -> np.ndarray:
+    """Smooth (h, w, 3) uint8 by a Gaussian, approximated by boxes in integers."""
+    if not deviation:
+        return photograph
+    return np.asarray(Image.fromarray(photograph).filter(ImageFilter.GaussianBlur(deviation)))
 
 
 def _stamp(glyph: np.ndarray, size: int) -> np.ndarray:
     """Smoothly enlarge a glyph (10, 10) to ink coverage (size, size) uint16, 0 to 256, rims one pixel wide."""
     grown = Image.fromarray(glyph).resize((size, size), Image.Resampling.BICUBIC, box=(0.5, 0.5, 9.5, 9.5))
-    steep = (np.asarray(grown, dtype=np.int32) - 100) * 256 * size // (9 * 240) + 128
-    return np.where(steep < 32, 0, np.minimum(steep, 256)).astype(np.uint16)
+    ink = np.asarray(grown, dtype=np.int32)
+    steep = (ink - 100) * 256 * size // (9 * 240) + 128  # at 8 pixels not even bare paper is below 32
+    return np.where((steep < 32) | (ink < 16), 0, np.minimum(steep, 256)).astype(np.uint16)
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
