@@ -13,8 +13,8 @@ from fast.patch_embedding import grid_positions
 from fast.position import relative_position
 from train import ablate
 from train.ablate import settings_of, vary
-from train.ablation.rows import GAIN, AblatedClassification, AnyDigit, Config, Shared, take_out
-from train.ablation.table import NUMBERS, append_run, read_runs, spread, write_table
+from train.ablation.rows import AblatedClassification, AnyDigit, Config, Shared, take_out
+from train.ablation.table import NUMBERS, append_run, interval, read_runs, spread, write_table
 from train.common.distributed import Ranks
 from train.common.errors import Interrupted, UserError
 from train.config.loader import load_config
@@ -45,10 +45,11 @@ def config_of(*overrides):
     return load_config("digits", overrides, Config)
 
 
-def run_tiny(path, *more):
+def run_tiny(path, *more, config="digits"):
     """Run the command on a budget of seconds."""
-    pairs = [(f"--{section}.{key}", str(value)) for section, keys in TINY.items() for key, value in keys.items()]
-    return ablate.main(["--config", "digits", "--out", str(path), *(text for pair in pairs for text in pair), *more])
+    sections = {name: keys for name, keys in TINY.items() if config == "digits" or not name.startswith("table")}
+    pairs = [(f"--{section}.{key}", str(value)) for section, keys in sections.items() for key, value in keys.items()]
+    return ablate.main(["--config", config, "--out", str(path), *(text for pair in pairs for text in pair), *more])
 
 
 def attend(without=()):
@@ -156,7 +157,7 @@ def test_rows_of_a_seed_have_the_same_pictures_and_start_alike():
     assert all(torch.equal(weight, start[name]) for name, weight in full.model.state_dict().items())
     assert is_parametrized(other.model.stages[3].blocks[0].attention, "blank_key")
     weight = full.model.stages[3].blocks[0].mlp.fc1.weight
-    assert float(weight.detach().std()) == pytest.approx(GAIN / 8, rel=0.2)
+    assert float(weight.detach().std()) == pytest.approx(0.88 * 1.4 / 8, rel=0.2)  # 0.88: cut at two deviations
     fresh = classifier_of("full", 6, shared)
     assert shared.seed == 6 and not torch.equal(fresh.train_set[0, 3].image, full.train_set[0, 3].image)
 
@@ -172,6 +173,21 @@ def test_a_run_ablates_both_networks_and_hands_the_backbone_on(tmp_path, monkeyp
     name = "stages.2.blocks.1.attention.position.parametrizations.weight.original"
     assert torch.allclose(first[name], second[name], atol=1e-6) and first[name].abs().max() > 0.1
     assert runs[1].config.model.num_classes == 7
+
+
+@pytest.mark.parametrize(("one_class", "classes"), [(True, 1), (False, 10)])
+def test_instances_without_a_classifier_first(tmp_path, monkeypatch, one_class, classes):
+    real, runs, path = ablate.train, [], tmp_path / "t.csv"
+    monkeypatch.setattr(ablate, "train", lambda config, task: runs.append(real(config, task=task)) or runs[-1])
+    rows = ("--rows", "full,rate_1_5", "--seeds", "3", "--table.one_class", str(one_class).lower())
+    assert run_tiny(path, *rows, config="small_digits") == 0
+    assert [run.task.command for run in runs] == ["train.segment"] * 2 and runs[0].config.model.num_classes == classes
+    assert runs[1].model.backbone.config.rate == 0.2
+    (_, first), (_, other) = sorted(read_runs(path).items())
+    assert first["accuracy"] is first["PQ"] is None and first["AP"] is not None and other["AP_medium"] is not None
+    text = path.with_suffix(".md").read_text()
+    assert "| row | seeds | AP | AP50 | AP_small |" in text and "PQ" not in text and "accuracy" not in text
+    assert "Every run: 4 pictures for the segmenter; 2 validation pictures." in text
 
 
 def test_digits_are_one_class_and_kinds_keep_theirs():
@@ -266,4 +282,5 @@ def test_spread_and_differences_are_those_worked_out_by_hand(tmp_path):
     write_table(path, ["full", "gridded"], "command")
     text = path.with_suffix(".md").read_text()
     assert "| gridded | 2 | 11.5 ± 6.4 (7.0 to 16.0) |" in text
-    assert "| gridded | -3.5 ± 0.7 (-4.0 to -3.0) |" in text
+    assert "| gridded | 2 | -3.5 (-9.9 to +2.9) |" in text  # 12.706 standard errors of 0.5 either way
+    assert interval([1.0, None, 2.0, 6.0]) == "+3.0 (-3.6 to +9.6)"  # 4.303 x 2.646 / sqrt(3)

@@ -1,8 +1,9 @@
 """Train the same segmenter with one idea taken out at a time: ``python -m train.ablate --config NAME``.
 
-A table like the paper's Tables 5 and 6, on Scattered Digits with one class for all digits: what is asked is where they
-are, not which. Each row changes the backbone; all else (pictures, updates, schedule, starting weights) is the same for
-all rows of a seed. As in the paper a classifier comes first, here of single digits, with the row's change too.
+A table like the paper's Tables 5 and 6, on Scattered Digits, with one class for all digits unless ``table.one_class``
+is false. Each row changes the backbone; all else (pictures, updates, schedule, starting weights) is the same for all
+rows of a seed. As in the paper a classifier comes first, here of single digits, with the row's change too, unless
+``table.classify`` is null.
 
 Each finished run is a line of a CSV file, from which a Markdown table is made beside it; the same command after an
 interruption goes on with the runs that are missing.
@@ -62,37 +63,42 @@ def main(arguments: list[str]) -> int:
 def describe_table(config: Config, arguments: list[str]) -> str:
     """Write the command that makes a table, and what each run may spend."""
     first, second = vary(config, next(iter(config.table.rows)))
-    shown = first.schedule.epochs * first.data.train_length, second.schedule.updates * second.run.total_batch
-    evaluated = f"{first.data.val_length} and {second.data.val_length} validation pictures"
-    return (
-        f"    python -m train.ablate {' '.join(arguments)}\n\nEvery run: {shown[0]:,} pictures for the classifier, "
-        f"then {shown[1]:,} for the segmenter; {evaluated}."
-    )
+    shown = f"{second.schedule.updates * second.run.total_batch:,} pictures for the segmenter"
+    evaluated = f"{second.data.val_length} validation pictures"
+    if first:
+        shown = f"{first.schedule.epochs * first.data.train_length:,} pictures for the classifier, then {shown}"
+        evaluated = f"{first.data.val_length} and {evaluated}"
+    return f"    python -m train.ablate {' '.join(arguments)}\n\nEvery run: {shown}; {evaluated}."
 
 
 def check_rows(config: Config) -> None:
     """Refuse other data, and rows whose backbone cannot be."""
-    if config.data.source != "digits" or config.data.task not in (None, "panoptic") or config.model.num_classes:
-        raise UserError("ablations are on Scattered Digits: data.source digits, data.task panoptic, num_classes null")
+    if config.data.source != "digits" or config.data.task == "semantic" or config.model.num_classes:
+        raise UserError(
+            "ablations are on Scattered Digits: data.source digits, data.task panoptic or instance, num_classes null"
+        )
     for name in config.table.rows:
         first, second = vary(config, name)
-        sides = (first.data.size, first.data.size)
-        for section, changes, size in ((first.model, "overrides", sides), (second.model, "backbone", second.data.crop)):
+        networks = [(second.model.name, second.model.backbone, second.data.crop)]
+        if first:
+            networks.append((first.model.name, first.model.overrides, (first.data.size, first.data.size)))
+        for kind, changes, size in networks:
             try:
-                shape = model_config(section.name, **getattr(section, changes))
+                shape = model_config(kind, **changes)
                 token_counts([-(-side // CELL) for side in size], shape.rate, shape.reserve)
             except (TypeError, ValueError) as error:
                 raise UserError(f"table.rows.{name}.backbone: {one_line(error)}") from error
 
 
-def vary(config: Config, name: str, seed: int = 0, folder: str = "") -> tuple[base.Config, Config]:
-    """Create the configs of a row's two trainings, classifier and segmenter, whose checkpoints go to ``folder``."""
-    row, varied = config.table.rows[name], config.model_copy(deep=True)
-    first = check_config(deepcopy(config.table.classify), base.Config)
-    first.model.overrides |= {} if row.after_classifier else row.backbone
+def vary(config: Config, name: str, seed: int = 0, folder: str = "") -> tuple[base.Config | None, Config]:
+    """Create the configs of a row's trainings, classifier (or None) and segmenter, checkpoints going to ``folder``."""
+    row, varied, first = config.table.rows[name], config.model_copy(deep=True), None
     varied.model.backbone |= row.backbone
-    for training, part in ((first, "classify"), (varied, "segment")):
-        training.run.seed, training.run.output = seed, f"{folder}/{part}"
+    varied.run.seed, varied.run.output = seed, f"{folder}/segment"
+    if config.table.classify is not None:
+        first = check_config(deepcopy(config.table.classify), base.Config)
+        first.model.overrides |= {} if row.after_classifier else row.backbone
+        first.run.seed, first.run.output = seed, f"{folder}/classify"
     return first, varied
 
 
@@ -116,13 +122,13 @@ def choose_seeds(text: str) -> list[int]:
 
 def settings_of(config: Config, name: str) -> str:
     """Name all that decides what a row's runs are, but the seed: eight characters that change with any of it."""
-    parts = [training.model_dump(mode="json", exclude={"table"}) for training in vary(config, name)]
-    parts[1]["judge"] = parts[1].pop("evaluator")  # its name when the tables that are published were made
+    parts = [training.model_dump(mode="json", exclude={"table"}) for training in vary(config, name) if training]
+    parts[-1]["judge"] = parts[-1].pop("evaluator")  # its name when the tables that are published were made
     for key in HARMLESS | {"data.workers"}:
         section, field = key.split(".")
         for part in parts:
             part[section].pop(field)
-    text = json.dumps([parts, sorted(config.table.rows[name].without)], sort_keys=True)
+    text = json.dumps([parts, sorted(config.table.rows[name].without), config.table.one_class], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -161,15 +167,18 @@ def make_run(config: Config, name: str, seed: int, folder: Path, shared: Shared)
     """Train and evaluate a row with a seed, and return its line of the CSV file."""
     start, without = time.perf_counter(), config.table.rows[name].without
     first, varied = vary(config, name, seed, f"{folder}/{name}_{seed}")
-    for training in (first, varied):
-        clear(Path(training.run.output))
-    classifier = train(first, task=AblatedClassification(first, without, shared))
-    run = train(varied, task=AblatedSegmentation(varied, without, shared, classifier.folder / LAST))
+    classifier = backbone = None
+    if first:
+        clear(Path(first.run.output))
+        classifier = train(first, task=AblatedClassification(first, without, shared))
+        backbone = classifier.folder / LAST
+    clear(Path(varied.run.output))
+    run = train(varied, task=AblatedSegmentation(varied, without, shared, backbone))
     return {
         "row": name,
         "seed": seed,
         **{score: run.last.get(score) for score in SCORES},
-        "accuracy": 100 * classifier.last["top1"],
+        "accuracy": 100 * classifier.last["top1"] if classifier else None,
         **{f"focus_{merge}": ratio for merge, ratio in enumerate(measure_ratios(run), 1)},
         "minutes": (time.perf_counter() - start) / 60,
         "settings": settings_of(config, name),

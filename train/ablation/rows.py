@@ -24,7 +24,6 @@ from ..tasks.segmentation import Segmentation
 
 OFFSETS = 2  # dx and dy are the first of a relative position's five numbers
 FAR_ABOVE = 100.0  # e^-100 is 0 beside any float32 weight of a neighbour
-GAIN = 1.4  # of the first weights of linear layers
 
 
 class Row(Section):
@@ -38,7 +37,10 @@ class Row(Section):
 class Table(Section):
     """What is compared."""
 
-    classify: dict[str, Any] = Field({}, description="fields of train.classify's Config: the backbone's first training")
+    classify: dict[str, Any] | None = Field(
+        None, description="fields of train.classify's Config: the backbone's first training; null: there is none"
+    )
+    one_class: bool = Field(True, description="the segmenter says where digits are, not which")
     rows: dict[str, Row] = Field({"full": Row()}, description="by name; the others are compared with the first")
 
 
@@ -101,20 +103,8 @@ def take_out(model: nn.Module, without: list[str]) -> nn.Module:
     return model
 
 
-def widen_weights(model: nn.Module) -> nn.Module:
-    """Draw the weights of all linear layers anew, with deviation GAIN / sqrt(inputs); return the model.
-
-    The usual 0.02 is made for hundreds of channels. With nano's 16 to 64 a stage begins almost as the identity, and a
-    classifier of these pictures stays at chance for all of a table's budget.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=GAIN * module.in_features**-0.5)
-    return model
-
-
 class AnyDigit:
-    """Scattered Digits (a DigitsSource) with one class for all digits, before those of the photographs' kinds."""
+    """Scattered Digits (a DigitsSource) with one class for all digits, before any of the photographs' kinds."""
 
     def __init__(self, source):
         first, *others = source.vocabulary.classes[len(CLASSES) - 1 :]
@@ -167,7 +157,7 @@ class Shared:
 
 
 class AblatedClassification(Classification):
-    """Classification by a network without something, which starts from weights that suit narrow layers.
+    """Classification by a network without something.
 
     Parameters
     ----------
@@ -187,7 +177,7 @@ class AblatedClassification(Classification):
 
     def model(self, train_set) -> nn.Module:
         """Create the config's network, then take out what it is to do without."""
-        return take_out(widen_weights(super().model(train_set)), self.without)
+        return take_out(super().model(train_set), self.without)
 
 
 class AblatedSegmentation(Segmentation):
@@ -199,24 +189,26 @@ class AblatedSegmentation(Segmentation):
     without : list of str
         As ``take_out`` takes it.
     shared : Shared
-    backbone : Path
-        Checkpoint of an ``AblatedClassification``.
+    backbone : Path or None
+        Checkpoint of an ``AblatedClassification``; None: the backbone starts from fresh weights.
     """
 
-    def __init__(self, config: Config, without: list[str], shared: Shared, backbone: Path):
+    def __init__(self, config: Config, without: list[str], shared: Shared, backbone: Path | None):
         super().__init__(config)
         self.without, self.shared, self.backbone = without, shared, backbone
 
     def datasets(self):
         """Open the pictures, or take those of the row before."""
-        sets = self.shared.open(self.kind, self.config.run.seed, partial(open_one_class, self.config))
+        opened = partial(open_one_class if self.config.table.one_class else open_sets, self.config)
+        sets = self.shared.open(self.kind, self.config.run.seed, opened)
         self.config.model.num_classes = sets[0].source.vocabulary.num_classes
         return sets
 
     def model(self, train_set) -> nn.Module:
         """Create the config's segmenter, take out what it is to do without, and fill the backbone."""
         model = take_out(super().model(train_set), self.without)
-        load_backbone(model, str(self.backbone))
+        if self.backbone:
+            load_backbone(model, str(self.backbone))
         return model
 
 

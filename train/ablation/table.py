@@ -5,19 +5,21 @@ import io
 import os
 import platform
 import statistics
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from scipy.stats import t as student
 
 from ..common.errors import UserError
 
-SCORES = ("PQ", "PQ_things", "PQ_stuff", "AP", "AP50", "AP_small", "mIoU")
+SCORES = ("PQ", "PQ_things", "PQ_stuff", "AP", "AP50", "AP_small", "AP_medium", "AP_large", "mIoU")
 FOCUS = ("focus_1", "focus_2", "focus_3")
 NUMBERS = (*SCORES, "accuracy", *FOCUS, "minutes")
 COLUMNS = ("row", "seed", *NUMBERS, "settings", "machine", "versions")
-SHOWN = ("PQ", "PQ_stuff", "AP", "AP_small", "mIoU", "accuracy")
+SHOWN = ("PQ", "PQ_stuff", "AP", "AP50", "AP_small", "AP_medium", "AP_large", "mIoU", "accuracy")
 READING = "\n## Reading\n"
 PACKAGES = ("torch", "numpy", "timm")
 
@@ -116,6 +118,7 @@ def write_table(path: Path, rows: list[str], head: str) -> None:
 def describe_runs(groups: dict, first: str, head: str) -> list[str]:
     """Write the page's lines: how the runs were made, the scores, the differences from the first row."""
     every = [run for group in groups.values() for run in group.values()]
+    shown = [score for score in SHOWN if any(run[score] is not None for run in every)]
     minutes = [run["minutes"] for run in every]
     lines = [
         "# Ablations",
@@ -127,31 +130,32 @@ def describe_runs(groups: dict, first: str, head: str) -> list[str]:
         "Percent: mean over the seeds ± standard deviation (least to most). Focus: tokens kept per area, in digits'",
         "boxes over outside, after merge 1 / 2 / 3, mean over the seeds; keeping tokens blindly gives 1.",
         "",
-        "| row | seeds | " + " | ".join(SHOWN) + " | focus |",
-        "|---|---|" + "---|" * (len(SHOWN) + 1),
+        "| row | seeds | " + " | ".join(shown) + " | focus |",
+        "|---|---|" + "---|" * (len(shown) + 1),
     ]
     for name, group in groups.items():
-        cells = [spread([run[score] for run in group.values()]) for score in SHOWN]
+        cells = [spread([run[score] for run in group.values()]) for score in shown]
         focus = " / ".join(f"{mean_of([run[merge] for run in group.values()]):.2f}" for merge in FOCUS)
         lines.append(f"| {name} | {len(group)} | {' | '.join(cells)} | {focus} |")
-    return lines + (describe_differences(groups, first) if first in groups and len(groups) > 1 else [])
+    return lines + (describe_differences(groups, first, shown) if first in groups and len(groups) > 1 else [])
 
 
-def describe_differences(groups: dict, first: str) -> list[str]:
+def describe_differences(groups: dict, first: str, shown: list[str]) -> list[str]:
     """Write a table of each row less the first one, seed by seed."""
     lines = [
         "",
-        f"Each row less {first} of the same seed (same pictures, same starting weights), written in the same way:",
+        f"Each row less {first} of the same seed (same pictures, same starting weights): mean over the seeds, and in",
+        "brackets the 95 % confidence interval of the mean (Student's t).",
         "",
-        "| row | " + " | ".join(SHOWN) + " |",
-        "|---|" + "---|" * len(SHOWN),
+        "| row | seeds | " + " | ".join(shown) + " |",
+        "|---|---|" + "---|" * len(shown),
     ]
     for name, group in groups.items():
         pairs = [(run, groups[first][seed]) for seed, run in group.items() if seed in groups[first]]
         if name == first or not pairs:
             continue
-        cells = [spread([difference(a[score], b[score]) for a, b in pairs], "+.1f") for score in SHOWN]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        cells = [interval([difference(a[score], b[score]) for a, b in pairs]) for score in shown]
+        lines.append(f"| {name} | {len(pairs)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -160,15 +164,37 @@ def difference(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
-def spread(values: list[float | None], form: str = ".1f") -> str:
+def spread(values: list[float | None]) -> str:
     """Write mean ± standard deviation (least to most) of the values that there are, or a dash."""
-    values = [value for value in values if value is not None]
-    if not values:
+
+    def around(mean: float, deviation: float, known: list[float]) -> str:
+        return f" ± {deviation:.1f} ({min(known):.1f} to {max(known):.1f})"
+
+    return written(values, ".1f", around)
+
+
+def margin(values: list[float]) -> float:
+    """Half the width of the 95 % confidence interval (Student's t) of the mean of at least two values."""
+    return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def interval(values: list[float | None]) -> str:
+    """Write mean and 95 % confidence interval (Student's t) of the values that there are, or a dash."""
+
+    def between(mean: float, _: float, known: list[float]) -> str:
+        half = margin(known)
+        return f" ({mean - half:+.1f} to {mean + half:+.1f})"
+
+    return written(values, "+.1f", between)
+
+
+def written(values: list[float | None], form: str, more: Callable[[float, float, list[float]], str]) -> str:
+    """Write the mean of the values that there are, and of two or more what ``more`` makes of mean and deviation."""
+    known = [value for value in values if value is not None]
+    if not known:
         return "-"
-    if len(values) == 1:
-        return f"{values[0]:{form}}"
-    mean, deviation = statistics.mean(values), statistics.stdev(values)
-    return f"{mean:{form}} ± {deviation:.1f} ({min(values):{form}} to {max(values):{form}})"
+    mean = statistics.mean(known)
+    return f"{mean:{form}}" + (more(mean, statistics.stdev(known), known) if len(known) > 1 else "")
 
 
 def mean_of(values: list[float | None]) -> float:
