@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .ops import neighborhood_attention
+from .ops import apply_linear, neighborhood_attention
 from .ops.attention.plain import local_attention
 
 __all__ = ["Attention", "AttentionBlock", "DropPath", "local_attention"]
@@ -29,11 +29,11 @@ class Attention(nn.Module):
         if not geometry.in_clusters:
             return geometry.from_clusters(self(geometry.to_clusters(x), geometry.renumbered()))
         d = x.shape[-1] // self.heads
-        query = self.query(x).unflatten(-1, (self.heads, d)) * d**-0.5
-        kv = self.key_value(x).unflatten(-1, (self.heads, 2, d))
+        query = apply_linear(self.query, x).unflatten(-1, (self.heads, d)) * d**-0.5
+        kv = apply_linear(self.key_value, x).unflatten(-1, (self.heads, 2, d))
         blank = torch.stack([b.view(self.heads, d) for b in (self.blank_key, self.blank_value)], dim=1).to(query.dtype)
         out = neighborhood_attention(query, kv, blank, self.position.weight, self.position.bias, geometry)
-        return self.project(out.flatten(2))
+        return apply_linear(self.project, out.flatten(2))
 
 
 class DropPath(nn.Module):
@@ -72,4 +72,6 @@ class AttentionBlock(nn.Module):
     def forward(self, x, geometry):
         """x (B, n, C), StageGeometry -> (B, n, C)."""
         x = x + self.scale1 * self.drop_path(self.attention(self.norm1(x), geometry))
-        return x + self.scale2 * self.drop_path(self.mlp(self.norm2(x)))
+        mlp = self.mlp
+        update = apply_linear(mlp.fc2, mlp.gelu(apply_linear(mlp.fc1, self.norm2(x))))
+        return x + self.scale2 * self.drop_path(update)

@@ -97,11 +97,11 @@ class DeformableAttention(nn.Module):
         (B, n, D) tensor
         """
         shape = (self.heads, self.levels, self.points)
-        sampling_locations = positions[:, :, None, None, None] + self.sampling_offsets(query).unflatten(-1, (*shape, 2))
-        attention = (
-            self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(dim=-1).unflatten(-1, shape[1:])
-        )
-        values = self.value(source).unflatten(-1, (self.heads, -1))
+        offsets = ops.apply_linear(self.sampling_offsets, query).unflatten(-1, (*shape, 2))
+        sampling_locations = positions[:, :, None, None, None] + offsets
+        attention = ops.apply_linear(self.attention_weights, query).unflatten(-1, (self.heads, -1))
+        attention = attention.softmax(dim=-1).unflatten(-1, shape[1:])
+        values = ops.apply_linear(self.value, source).unflatten(-1, (self.heads, -1))
         if self.lookup == "rounded":
             power = self.shepard_power
             out = ops.sample_levels(sampling_locations, attention, tables, positions, values, power, grid_size)
@@ -109,7 +109,7 @@ class DeformableAttention(nn.Module):
             nearest = self._nearest_exact(sampling_locations, positions, level_sizes)
             flat = sampling_locations.flatten(3, 4), attention.flatten(3, 4)
             out = ops.sample(*flat, positions, values, nearest, self.shepard_power)
-        return self.output(out.flatten(2))
+        return ops.apply_linear(self.output, out.flatten(2))
 
     def _nearest_exact(self, sampling_locations, positions, level_sizes):
         """Nearest tokens of locations (B, n, H, L, P, 2), numbered over all levels: (B, n, H, L P, 4) int64.

@@ -5,7 +5,8 @@ Source: Suzuki, HCFormer, arXiv 2205.09949, carried over to points. The query de
 
 from torch import nn
 
-from .mask2former import QueryDecoder, projection
+from .mask2former import Projection, QueryDecoder
+from .ops import apply_linear
 from .segmenter import Segmenter, output
 from .soft_clusters import SoftAssignment, decode_clusters
 
@@ -19,7 +20,7 @@ class HCFormer(Segmenter):
         self.backbone = backbone
         dims = backbone.config.dims
         self.assignments = nn.ModuleList(SoftAssignment(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
-        self.projection = projection(dims[-1], config.hidden_dim)
+        self.projection = Projection(dims[-1], config.hidden_dim)
         self.mask_features = nn.Linear(config.hidden_dim, config.hidden_dim)
         self.decoder = QueryDecoder(config, levels=1)
 
@@ -32,7 +33,8 @@ class HCFormer(Segmenter):
             for assign, t, s in zip(self.assignments, token_sets[:-1], stages[:-1], strict=True)
         ]
         memory = self.projection(last.features)
-        predictions = self.decoder(self.mask_features(memory), [memory], [last.positions], auxiliary=auxiliary)
+        mask_features = apply_linear(self.mask_features, memory)
+        predictions = self.decoder(mask_features, [memory], [last.positions], auxiliary=auxiliary)
         return output([(classes, climb(masks, assignments).unflatten(2, grid_size)) for classes, masks in predictions])
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from .deformable import LOOKUPS, DeformableAttention, lookup_tables
 from .interpolation import shepard
+from .ops import apply_linear
 from .ops.indexing import gather_rows
 from .pointconv import PointConv
 from .segmenter import Segmenter, output
@@ -81,7 +82,7 @@ class EncoderLayer(nn.Module):
         """source and code (B, n, D), positions (B, n, 2) of all levels -> (B, n, D)."""
         update = self.attention(source + code, positions, source, level_sizes, grid_size, tables)
         source = self.norm1(update.add_(source))
-        return self.norm2(self.fc2(self.fc1(source).relu_()).add_(source))
+        return self.norm2(apply_linear(self.fc2, apply_linear(self.fc1, source).relu_()).add_(source))
 
 
 def init_matrices(module):
@@ -97,10 +98,10 @@ class PixelDecoder(nn.Module):
     def __init__(self, config, dims):
         super().__init__()
         self.config, dim = config, config.hidden_dim
-        self.projections = nn.ModuleList(projection(c, dim) for c in reversed(dims[1:]))
+        self.projections = nn.ModuleList(Projection(c, dim) for c in reversed(dims[1:]))
         self.level_embedding = nn.Parameter(torch.randn(LEVELS, dim))
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
-        self.adapter = projection(dims[0], dim)
+        self.adapter = Projection(dims[0], dim)
         self.pointconv = PointConv(dim, dim)
         self.pointconv_norm = nn.LayerNorm(dim)
         self.mask_features = nn.Linear(dim, dim)
@@ -135,12 +136,18 @@ class PixelDecoder(nn.Module):
         nearest = tables[2] - sum(sizes[:2])  # res2 holds every cell, in raster order
         from_res3 = shepard(positions[0], deep[2], levels[2], nearest)
         y = self.pointconv(positions[0], self.adapter(features[0]) + from_res3, grid_size)
-        return self.mask_features(self.pointconv_norm(y).relu()), levels
+        return apply_linear(self.mask_features, self.pointconv_norm(y).relu()), levels
 
 
-def projection(channels, dim):
+class Projection(nn.Sequential):
     """Linear, then layer norm: the backbone's channels to the head's."""
-    return nn.Sequential(nn.Linear(channels, dim), nn.LayerNorm(dim))
+
+    def __init__(self, channels, dim):
+        super().__init__(nn.Linear(channels, dim), nn.LayerNorm(dim))
+
+    def forward(self, x):
+        """(B, n, channels) -> (B, n, dim)."""
+        return self[1](apply_linear(self[0], x))
 
 
 def attention_mask(mask_logits):
@@ -171,7 +178,7 @@ class DecoderLayer(nn.Module):
         update = self.cross_attention(out + query_pos, memory + code, memory, attn_mask=mask, need_weights=False)[0]
         out = self.cross_norm(out + update)
         out = self.self_norm(out + self.self_attention(out + query_pos, out + query_pos, out, need_weights=False)[0])
-        return self.ffn_norm(out + self.fc2(self.fc1(out).relu_()))
+        return self.ffn_norm(out + apply_linear(self.fc2, apply_linear(self.fc1, out).relu_()))
 
 
 class QueryDecoder(nn.Module):

@@ -27,4 +27,5 @@ class Merging(nn.Module):
         neighbors = geometry.neighbors_of(kept)  # (B, K, M), -1 where a slot is empty
         parameters = ops.parameter_matrix(self.weight_net)
         merged = ops.merge(features, scores, geometry.positions, kept, neighbors, parameters)
-        return self.linear(self.norm(merged.to(self.norm.weight.dtype)))  # in low precision, scores are still float32
+        merged = merged.to(self.norm.weight.dtype)  # in low precision, scores are still float32
+        return ops.apply_linear(self.linear, self.norm(merged))

@@ -31,7 +31,7 @@ class PointConv(nn.Module):
 
         def convolve(part):
             mixed = ops.merge(features, None, positions, itself[:, part], nearest[:, part], parameters, -1)
-            return self.linear(self.norm(mixed))
+            return ops.apply_linear(self.linear, self.norm(mixed))
 
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return convolve(slice(None))

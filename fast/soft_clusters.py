@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from .neighborhoods import nearest_tokens
+from .ops import apply_linear
 from .ops.indexing import gather_rows
 
 CANDIDATES = 9  # merged tokens that a fine token may belong to
@@ -28,8 +29,8 @@ class SoftAssignment(nn.Module):
         order), all of them if there are fewer.
         """
         candidates = nearest_tokens(fine_positions, coarse_positions, CANDIDATES, grid_size)
-        a = nn.functional.normalize(self.fine(fine), dim=-1, eps=SMALL)
-        b = nn.functional.normalize(self.coarse(self.coarse_norm(coarse)), dim=-1, eps=SMALL)
+        a = nn.functional.normalize(apply_linear(self.fine, fine), dim=-1, eps=SMALL)
+        b = nn.functional.normalize(apply_linear(self.coarse, self.coarse_norm(coarse)), dim=-1, eps=SMALL)
         cosine = (gather_rows(b, candidates) @ a[..., None]).squeeze(-1)
         cosine = cosine.to(torch.promote_types(cosine.dtype, torch.float32))
         return candidates, (cosine / (self.temperature.abs() + SMALL)).softmax(dim=-1)

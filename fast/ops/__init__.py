@@ -5,12 +5,14 @@ A folder holds ``plain`` (eager PyTorch with autograd: the definition of this si
 """
 
 from .attention import neighborhood_attention
+from .linear import apply_linear
 from .merging import merge, parameter_matrix
 from .nearest import local_stride, nearest_clusters, nearest_tokens
 from .ordering import choose, cluster_tokens
 from .sampling import sample, sample_levels
 
 __all__ = [
+    "apply_linear",
     "choose",
     "cluster_tokens",
     "local_stride",

@@ -22,16 +22,19 @@ PATHS = {  # operator: paths, best first; the last one works everywhere
     "merging": ("triton", "cpu", "plain"),
     "sampling": ("triton", "cpu", "plain"),
     "ordering": ("cpu", "plain"),
+    "linear": ("onednn", "plain"),
 }
 MEANING = {
     "cuda": "CUDA kernels launched through CuPy",
     "triton": "fused Triton kernels",
     "cpu": "compiled C++ kernels",
+    "onednn": "products of oneDNN",
     "grid": "PyTorch, searching a grid of buckets",
     "clusters": "PyTorch, dense products inside each cluster",
     "plain": "PyTorch, the definition",
 }
-KERNELS = ("cuda", "triton", "cpu")  # what may fail on one machine and work on another: tried on a tiny case
+ON_CPU = ("cpu", "onednn")
+KERNELS = ("cuda", "triton", *ON_CPU)  # what may fail on one machine and work on another: tried on a tiny case
 TOLERANCE = 1e-3  # of the largest value, between a path's result of the tiny case and the plain one's
 
 _trials = {}  # operator: function (path, device) -> list of tensors, the tiny case
@@ -133,7 +136,7 @@ def _choose(operator, device):
     for name in PATHS[operator]:
         if why_not(operator, name, device) is None and _passes(operator, name, device):
             break
-    fastest = next(path_name for path_name in PATHS[operator] if path_name != "cpu")  # on a GPU
+    fastest = next(path_name for path_name in PATHS[operator] if path_name not in ON_CPU)
     if device.type == "cuda" and name != fastest:
         warnings.warn(
             f"{operator}: no path {fastest}: {why_not(operator, fastest, device)}; using {name}", stacklevel=5

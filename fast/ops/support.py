@@ -14,7 +14,7 @@ def unavailable(kind, device, interpreter=False):
 
     Parameters
     ----------
-    kind : {"cuda", "triton", "cpu"}
+    kind : {"cuda", "triton", "cpu", "onednn"}
     device : torch.device
     interpreter : bool
         Whether Triton's interpreter (TRITON_INTERPRET=1) may stand for a GPU: slow, for tests.
@@ -23,11 +23,34 @@ def unavailable(kind, device, interpreter=False):
         from . import native
 
         return f"needs a CPU, not {device.type}" if device.type != "cpu" else native.unavailable()
+    if kind == "onednn":
+        return f"needs a CPU, not {device.type}" if device.type != "cpu" else onednn_unavailable()
     if kind == "triton":
         if device.type != "cuda" and not interpreter:
             return f"needs a CUDA device, not {device.type}"
         return triton_unavailable(device)
     return cuda_unavailable() if device.type == "cuda" else f"needs a CUDA device, not {device.type}"
+
+
+@functools.cache
+def onednn_unavailable():
+    """Say in one line why oneDNN would not multiply faster than PyTorch's own library, or return None if it would."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return "this PyTorch has no oneDNN"
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return "faster with AVX-512 alone, which this processor has not"
+    if "GenuineIntel" in _vendor():
+        return "MKL, which PyTorch takes, is as fast on Intel's processors"
+    return None
+
+
+def _vendor():
+    """Return what the processor calls its maker, as Linux says it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line for line in file if line.startswith("vendor_id")), "")
+    except OSError:
+        return "GenuineIntel"  # not known: nothing changes
 
 
 def first_line(error):

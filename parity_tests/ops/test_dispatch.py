@@ -12,6 +12,7 @@ from fast.ops import dispatch, native, support
 
 CPU = torch.device("cpu")
 WITHOUT_COMPILER = {operator: "plain" for operator in dispatch.PATHS} | {"nearest": "grid", "attention": "clusters"}
+ONEDNN = {"linear": "plain" if support.onednn_unavailable() else "onednn"}
 COMPILED = native.unavailable() is None
 
 
@@ -30,13 +31,13 @@ def gpu_like(monkeypatch):
 def test_a_cpu_takes_the_best_path_that_it_can():
     taken = {operator: dispatch.path(operator, CPU) for operator in dispatch.PATHS}
     compiled = {operator: "cpu" for operator, paths in dispatch.PATHS.items() if "cpu" in paths and COMPILED}
-    assert taken == WITHOUT_COMPILER | compiled
+    assert taken == WITHOUT_COMPILER | compiled | ONEDNN
 
 
 def test_without_a_compiler_pytorch_is_taken(monkeypatch):
     monkeypatch.setattr(native, "unavailable", lambda: "no C++ compiler: apt install g++, or pip install ziglang")
     taken = {operator: dispatch.path(operator, CPU) for operator in dispatch.PATHS}
-    assert taken == WITHOUT_COMPILER
+    assert taken == WITHOUT_COMPILER | ONEDNN
     assert dispatch.why_not("attention", "cpu", CPU) == "no C++ compiler: apt install g++, or pip install ziglang"
 
 
