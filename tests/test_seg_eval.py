@@ -119,8 +119,8 @@ def test_ap_in_crowds_and_ignored_pixels():
     assert evaluated(InstanceEvaluator(TOY), (without, prediction))["AP"] == pytest.approx(100 / 3)
 
 
-def measured(truth, prediction, least_score=0.5):
-    return judged(InstanceEvaluator(TOY, least_score=least_score), (truth, prediction))["mean_precision"]
+def measured(target, prediction, least_score=0.5):
+    return evaluated(InstanceEvaluator(TOY, least_score=least_score), (target, prediction))["mean_precision"]
 
 
 def test_mean_precision_of_a_dropped_an_added_and_a_shifted_object():
@@ -129,12 +129,12 @@ def test_mean_precision_of_a_dropped_an_added_and_a_shifted_object():
     Shifted by 2 the overlap is 80 / 120 = 0.667: found at 0.50, 0.55, 0.60, 0.65, so that of two objects and two
     predictions 2 / 2 are right at four thresholds and 1 / 3 at six; with a third object on nothing, 2 / 3 and 1 / 4.
     """
-    truth, moved, other = sample([FIRST, SECOND], [0, 0]), box(4, 2, 10, 10), box(16, 2, 4, 10)
-    assert measured(truth, instances([FIRST], [0])) == pytest.approx(50)
-    assert measured(truth, instances([moved, SECOND], [0, 0])) == pytest.approx(100 * (4 * 1 + 6 / 3) / 10)
-    assert measured(truth, instances([moved, SECOND, other], [0] * 3)) == pytest.approx(100 * (4 * 2 / 3 + 6 / 4) / 10)
-    assert measured(truth, instances([FIRST, SECOND, other], [0] * 3, [0.9, 0.8, 0.4])) == pytest.approx(100)
-    assert "mean_precision" not in judged(InstanceEvaluator(TOY), (truth, instances([FIRST], [0])))
+    target, moved, other = sample([FIRST, SECOND], [0, 0]), box(4, 2, 10, 10), box(16, 2, 4, 10)
+    assert measured(target, instances([FIRST], [0])) == pytest.approx(50)
+    assert measured(target, instances([moved, SECOND], [0, 0])) == pytest.approx(100 * (4 * 1 + 6 / 3) / 10)
+    assert measured(target, instances([moved, SECOND, other], [0] * 3)) == pytest.approx(100 * (4 * 2 / 3 + 6 / 4) / 10)
+    assert measured(target, instances([FIRST, SECOND, other], [0] * 3, [0.9, 0.8, 0.4])) == pytest.approx(100)
+    assert "mean_precision" not in evaluated(InstanceEvaluator(TOY), (target, instances([FIRST], [0])))
 
 
 def test_mean_precision_counts_overlaps_above_the_threshold_only():
@@ -148,14 +148,14 @@ def test_mean_precision_counts_overlaps_above_the_threshold_only():
 
 def test_mean_precision_shares_no_pixel_and_is_averaged_over_pictures():
     """A copy of a surer object has no pixels left; what is ignored or in a crowd does not count."""
-    truth = sample([FIRST, SECOND, box(0, 28, 20, 2)], [0, 1, 0], crowd=[False, False, True], ignore=box(18, 0, 2, 20))
+    target = sample([FIRST, SECOND, box(0, 28, 20, 2)], [0, 1, 0], crowd=[False, False, True], ignore=box(18, 0, 2, 20))
     exact, extra = [SECOND, FIRST, FIRST], [box(0, 28, 9, 2), box(18, 0, 1, 9)]
-    assert measured(truth, instances([*exact, *extra], [1, 0, 0, 0, 0], [0.9] * 5)) == pytest.approx(100)
-    assert measured(truth, instances([FIRST, SECOND], [0, 0])) == pytest.approx(100 / 3), "a wrong label"
+    assert measured(target, instances([*exact, *extra], [1, 0, 0, 0, 0], [0.9] * 5)) == pytest.approx(100)
+    assert measured(target, instances([FIRST, SECOND], [0, 0])) == pytest.approx(100 / 3), "a wrong label"
     empty = sample([], [], "nothing")
     assert measured(empty, []) == 100 and measured(empty, instances([FIRST], [0])) == 0
-    pairs = [(truth, instances(exact, [1, 0, 0])), (empty, instances([FIRST], [0]))]
-    assert judged(InstanceEvaluator(TOY, least_score=0.5), *pairs)["mean_precision"] == pytest.approx(50)
+    pairs = [(target, instances(exact, [1, 0, 0])), (empty, instances([FIRST], [0]))]
+    assert evaluated(InstanceEvaluator(TOY, least_score=0.5), *pairs)["mean_precision"] == pytest.approx(50)
 
 
 def test_cityscapes_ap_of_a_dropped_object():
