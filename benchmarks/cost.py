@@ -19,7 +19,7 @@ from train.ablation.rows import AblatedSegmentation, Config, Shared
 from train.ablation.table import margin, read_runs
 from train.common.errors import Parser, UserError, run_command
 from train.config.loader import load_config
-from train.show import to_input
+from train.data.normalization import to_input
 
 from .flops import count_flops
 from .measure import alternate, seconds
