@@ -60,8 +60,8 @@ def measure_rows(config, names):
     for name in names:
         row = vary(config, name)[1]
         task = AblatedSegmentation(row, config.table.rows[name].without, shared, None)
-        train_set, val_set = task.open_sets(row)
-        networks[name] = task.build_model(row, train_set).eval()
+        train_set, val_set = task.datasets()
+        networks[name] = task.model(train_set).eval()
     images = [to_input(val_set.source.load(index).image) for index in range(PICTURES)]
 
     @torch.inference_mode()

@@ -4,8 +4,11 @@ PyTorch multiplies float32 matrices with MKL, which uses AVX-512 on Intel's proc
 as well, uses it on all, and is twice as fast on the others: there ``onednn`` is the path.
 """
 
+import math
+
 import torch
 from torch import nn
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from . import dispatch
 
@@ -71,6 +74,14 @@ class Product(torch.autograd.Function):
 def _multiply(x, weight, bias=None):
     """Return x weight^T + bias."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+if hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._linear_pointwise not in flop_registry:
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _count_flops(x, weight, *_, **__):
+        """Count the operations of a product for ``torch.utils.flop_counter``, from the shapes of its factors."""
+        return 2 * math.prod(x) * weight[0]
 
 
 @dispatch.trial("linear")

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fast.ops import apply_linear, dispatch, linear, support
 from parity_tests.compare import GRADIENT, assert_parity
@@ -80,6 +81,13 @@ def test_the_result_may_be_changed_in_place(taken):
     apply_linear(layer, x).relu_().sum().backward()
     expected = (layer(x).relu() > 0).float().sum(dim=(0, 1))
     assert torch.equal(layer.bias.grad, expected) and taken
+
+
+def test_pytorch_counts_its_operations(taken):
+    layer, x = nn.Linear(64, 128), torch.randn(3, 100, 64, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        apply_linear(layer, x).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 300 * 64 * 128 and len(taken) == 3
 
 
 def test_a_second_derivative_is_refused(taken):
