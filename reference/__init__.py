@@ -14,7 +14,7 @@ Glossary (symbol, meaning, unit, section of the paper)
 
     B          images in a batch (the reference takes one image at a time)
     H, W       height and width of the image, pixels
-    h, w       grid size: of the finest grid, H/4 x W/4 cells, after padding                                  sec. 3
+    h, w       grid size: of the finest grid, H/4 x W/4 cells, after padding                            sec. 3
     n          tokens of a stage
     p = (x, y) position of a token: integer cells of the finest grid, in every stage                    sec. 3
     f          feature of a token, C channels
