@@ -58,7 +58,7 @@ def assert_parity(fast, oracle, baseline, dtype, factor=2, *, name="result", tab
     Parameters
     ----------
     fast : tensor
-        The result to judge.
+        The result to compare.
     oracle : float64 array
     baseline : tensor or array
     dtype : torch.dtype
@@ -74,7 +74,7 @@ def assert_parity(fast, oracle, baseline, dtype, factor=2, *, name="result", tab
         Another shape or dtype, a value that is not finite, or an error larger than allowed: the message names the first
         element at fault.
     ValueError
-        An oracle or baseline that cannot judge: not finite, misshapen, or a baseline off by more than sqrt(eps).
+        An oracle or baseline that tells nothing: not finite, misshapen, or a baseline off by more than sqrt(eps).
     """
     oracle = np.asarray(oracle, dtype=np.float64)
     _check_form(fast, oracle.shape, dtype, name)

@@ -50,7 +50,7 @@ def assert_directional(gradients, output, inputs, grad_out, *, name, table=TABLE
                 _difference(output, inputs, key, step * direction, grad_out) / step for step in (STEP, 2 * STEP)
             )
             terms = gradient.cpu().double().numpy() * direction
-            _judge(near, far, terms, noise, table.row(name + " (differences)", gradient), f"{name}: {key}")
+            _check(near, far, terms, noise, table.row(name + " (differences)", gradient), f"{name}: {key}")
 
 
 def _difference(output, inputs, key, step, grad_out):
@@ -58,7 +58,7 @@ def _difference(output, inputs, key, step, grad_out):
     return ((ends[0] - ends[1]) * grad_out).sum() / 2
 
 
-def _judge(near, far, terms, noise, row, name):
+def _check(near, far, terms, noise, row, name):
     oracle = (4 * near - far) / 3
     if abs(near - oracle) > 1e-4 * np.abs(terms).sum() + noise:
         raise ValueError(f"{name}: differences of steps h and 2 h disagree ({near:.6g}, {far:.6g}) and prove nothing")

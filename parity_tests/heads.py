@@ -1,4 +1,4 @@
-"""What the tests of the segmentation heads share: token sets of four levels, small heads, and segmenters to judge."""
+"""What the tests of the segmentation heads share: token sets of four levels, small heads, and segmenters to compare."""
 
 import numpy as np
 import torch

@@ -105,8 +105,8 @@ def test_every_element_of_the_gradients_agrees(case, dtype, device):
             [plain.attention_block(f, g, inputs, case.heads) for f, g in zip(inputs["x"], exact, strict=True)]
         )
 
-    judges = [flat({"x": x, **tensors(weights, d)}, formula, grad_out, d) for d in (torch.float64, dtype)]
-    assert_layers(got, *judges, dtype, GRADIENT, name="attention_block gradient")
+    references = [flat({"x": x, **tensors(weights, d)}, formula, grad_out, d) for d in (torch.float64, dtype)]
+    assert_layers(got, *references, dtype, GRADIENT, name="attention_block gradient")
 
 
 def test_gradcheck():

@@ -35,15 +35,15 @@ PLANTED = {
 COARSE = {"wrong_scale", "one_bias_left_out"}  # below what bfloat16 resolves
 
 
-def judge(fast, dtype, factor=2, baseline=None):
+def check(fast, dtype, factor=2, baseline=None):
     baseline = torch.from_numpy(ORACLE).to(dtype) if baseline is None else baseline
     assert_parity(fast, ORACLE, baseline, dtype, factor, table=Table())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_right_results_are_accepted(dtype):
-    judge(correct(dtype), dtype)
-    judge(correct(dtype), dtype, factor=3)
+    check(correct(dtype), dtype)
+    check(correct(dtype), dtype, factor=3)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_right_results_are_accepted(dtype):
 )
 def test_planted_errors_are_refused(error, dtype):
     with pytest.raises(AssertionError, match="result: "):
-        judge(PLANTED[error](correct(dtype)), dtype)
+        check(PLANTED[error](correct(dtype)), dtype)
 
 
 @pytest.mark.parametrize("share, accepted", [(0.99, True), (1.01, False)])
@@ -71,7 +71,7 @@ def test_a_bad_baseline_or_oracle_is_an_error_of_the_test():
     fast = correct(torch.float32)
     for baseline in (ORACLE * 1.01, ORACLE[:-1], np.where(ORACLE > 1, np.nan, ORACLE)):
         with pytest.raises(ValueError, match="baseline"):
-            judge(fast, torch.float32, baseline=baseline)
+            check(fast, torch.float32, baseline=baseline)
 
 
 def test_first_differing_element_and_layer_are_named():

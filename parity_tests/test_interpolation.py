@@ -102,10 +102,10 @@ def test_every_element_of_the_gradients_agrees(case, dtype):
     inputs = {name: value.clone().requires_grad_() for name, value in start.items()}
     ours(inputs).backward(grad_out)
     got = {name: value.grad for name, value in inputs.items()}
-    judges = [
+    references = [
         flat(start, lambda i: torch.stack(theirs(i, plain_heads.shepard)), grad_out, d) for d in (torch.float64, dtype)
     ]
-    assert_layers(got, *judges, dtype, GRADIENT, name="shepard gradient")
+    assert_layers(got, *references, dtype, GRADIENT, name="shepard gradient")
 
 
 def test_gradcheck():

@@ -243,8 +243,8 @@ def test_every_element_of_the_gradients_of_a_decoder_layer_agrees(dtype):
         columns = i["out"][0], i["memory"][0], code[0].to(i["out"].dtype), attn_mask[0]
         return plain_heads.decoder_layer(*columns, held, 2)[None]
 
-    judges = [flat({**inputs, **tensors(weights, dtype)}, formula, grad_out, d) for d in (torch.float64, dtype)]
-    assert_layers(got, *judges, dtype, GRADIENT, name="decoder_layer gradient")
+    references = [flat({**inputs, **tensors(weights, dtype)}, formula, grad_out, d) for d in (torch.float64, dtype)]
+    assert_layers(got, *references, dtype, GRADIENT, name="decoder_layer gradient")
 
 
 def test_multihead_attention_of_the_reference_is_pytorchs():

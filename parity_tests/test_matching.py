@@ -119,11 +119,11 @@ def test_every_element_of_the_gradients_agrees():
     def total(i):
         return sum(losses_of(fast.matching, i["classes"], i["masks"], labels, targets.to(i["masks"].dtype)).values())
 
-    judges = [flat(start, total, torch.tensor(1.0), d) for d in (torch.float64, torch.float32)]
+    references = [flat(start, total, torch.tensor(1.0), d) for d in (torch.float64, torch.float32)]
     inputs = {name: value.clone().requires_grad_() for name, value in start.items()}
     total(inputs).backward()
     got = {name: value.grad for name, value in inputs.items()}
-    assert_layers(got, *judges, torch.float32, GRADIENT, name="losses gradient")
+    assert_layers(got, *references, torch.float32, GRADIENT, name="losses gradient")
 
 
 def test_gradcheck():

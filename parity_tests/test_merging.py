@@ -115,8 +115,8 @@ def test_every_element_of_the_gradients_agrees(case, dtype, device):
         return torch.stack(per_image(lambda *a: plain.merging(*a, i), case, i["features"], i["scores"], kept.numpy()))
 
     start = {"features": features, "scores": scores, **tensors(weights, dtype)}
-    judges = [flat(start, formula, grad_out, d) for d in (torch.float64, dtype)]
-    assert_layers(got, *judges, dtype, GRADIENT, name="merging gradient")
+    references = [flat(start, formula, grad_out, d) for d in (torch.float64, dtype)]
+    assert_layers(got, *references, dtype, GRADIENT, name="merging gradient")
 
 
 def test_gradcheck():

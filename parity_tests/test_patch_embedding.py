@@ -82,8 +82,10 @@ def test_every_element_of_the_gradients_agrees(dtype, device):
 
     start = {"image": image, **tensors(weights, dtype)}
     fixed = {name: value for name, value in start.items() if "running" in name}
-    judges = [flat(start, lambda i, d=d: formula({**i, **cast(fixed, d)}), grad_out, d) for d in (torch.float64, dtype)]
-    assert_layers(got, *judges, dtype, GRADIENT, name="patch_embedding gradient")
+    references = [
+        flat(start, lambda i, d=d: formula({**i, **cast(fixed, d)}), grad_out, d) for d in (torch.float64, dtype)
+    ]
+    assert_layers(got, *references, dtype, GRADIENT, name="patch_embedding gradient")
 
 
 def cast(values, dtype):

@@ -70,8 +70,8 @@ def test_every_element_of_the_gradients_agrees(case, dtype):
 
     got = backward(module, {"features": features}, run, grad_out)
     start = {"features": features, **tensors(weights, dtype)}
-    judges = [flat(start, formula, grad_out, d) for d in (torch.float64, dtype)]
-    assert_layers(got, *judges, dtype, GRADIENT, name="pointconv gradient")
+    references = [flat(start, formula, grad_out, d) for d in (torch.float64, dtype)]
+    assert_layers(got, *references, dtype, GRADIENT, name="pointconv gradient")
 
 
 @pytest.mark.parametrize("twin", ["reference", "fast"])

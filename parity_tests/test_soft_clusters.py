@@ -95,11 +95,11 @@ def test_every_element_of_the_gradients_agrees(case, dtype):
     )
     candidates = fast.soft_clusters.nearest_tokens(*tensor, 9)
     start = {**inputs, **tensors(weights, dtype)}
-    judges = [
+    references = [
         flat(start, lambda i: low_assignment(i["fine"], i["coarse"], candidates, i), grad_out, d)
         for d in (torch.float64, dtype)
     ]
-    assert_layers(got, *judges, dtype, GRADIENT, name="soft_assignment gradient")
+    assert_layers(got, *references, dtype, GRADIENT, name="soft_assignment gradient")
 
 
 def test_gradcheck():

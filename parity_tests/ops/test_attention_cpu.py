@@ -1,6 +1,6 @@
 """The compiled CPU path of attention: its plan, every width of head, long lists, and the same bits for all threads.
 
-``test_attention`` judges it on every case beside the other paths.
+``test_attention`` checks it on every case beside the other paths.
 """
 
 import pytest

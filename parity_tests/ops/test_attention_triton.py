@@ -96,7 +96,7 @@ def in_plain(inputs, case):
 
 
 def position_term_together(grads, stack):
-    """Weight and bias as one array: the bias's gradient may be nearly 0, where no baseline in bfloat16 judges it."""
+    """Weight and bias as one array: the bias's gradient may be nearly 0, where a baseline in bfloat16 tells nothing."""
     grads = dict(grads)
     return grads | {"weight, bias": stack([grads.pop("weight"), grads.pop("bias")])}
 
@@ -122,10 +122,10 @@ def test_forward_and_backward_agree(case, dtype):
     assert_parity(out, oracle, in_plain(inputs, case), dtype, name="fused attention")
     wide = torch.promote_types(dtype, torch.float32)
     assert_parity(lse, level, level, wide, name="fused attention: lse")
-    judges = [flat(inputs, lambda x: in_plain(x, case), grad_out, d) for d in (torch.float64, dtype)]
-    judges = [position_term_together(x, np.column_stack) for x in judges]
+    references = [flat(inputs, lambda x: in_plain(x, case), grad_out, d) for d in (torch.float64, dtype)]
+    references = [position_term_together(x, np.column_stack) for x in references]
     grads = position_term_together(grads, torch.column_stack)
-    assert_layers(grads, *judges, dtype, GRADIENT, name="fused attention gradient")
+    assert_layers(grads, *references, dtype, GRADIENT, name="fused attention gradient")
 
 
 def test_tiles_do_not_matter_and_two_runs_are_equal(monkeypatch):

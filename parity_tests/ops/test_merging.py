@@ -114,7 +114,7 @@ def plain_of(inputs, indices, sign):
     return torch.stack(out)
 
 
-def judge(sizes, dtype, path):
+def check(sizes, dtype, path):
     """Compare result and gradients of one path."""
     inputs, indices = tensors_for(sizes, dtype)
     grad_out = torch.randn(sizes.batch, sizes.centres, 4 * sizes.channels).to(dtype)
@@ -124,8 +124,8 @@ def judge(sizes, dtype, path):
     name = f"merge operator, {path}"
     baseline = plain_of(inputs, indices, sizes.sign)
     assert_parity(out, oracle_of(inputs, indices, sizes.sign), baseline, dtype, name=name)
-    judges = [flat(inputs, lambda i: plain_of(i, indices, sizes.sign), grad_out, d) for d in (torch.float64, dtype)]
-    assert_layers(got, *judges, dtype, GRADIENT, name=f"{name} gradient")
+    references = [flat(inputs, lambda i: plain_of(i, indices, sizes.sign), grad_out, d) for d in (torch.float64, dtype)]
+    assert_layers(got, *references, dtype, GRADIENT, name=f"{name} gradient")
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -133,7 +133,7 @@ def judge(sizes, dtype, path):
 @pytest.mark.parametrize("sizes", SMALL, ids=str)
 def test_result_and_every_gradient_agree(sizes, dtype, path):
     torch.manual_seed(0)
-    judge(sizes, dtype, path)
+    check(sizes, dtype, path)
 
 
 @cuda
@@ -141,7 +141,7 @@ def test_result_and_every_gradient_agree(sizes, dtype, path):
 @pytest.mark.parametrize("sizes", LARGE, ids=str)
 def test_result_and_every_gradient_agree_at_full_size(sizes, dtype):
     torch.manual_seed(0)
-    judge(sizes, dtype, "triton")
+    check(sizes, dtype, "triton")
 
 
 @pytest.mark.parametrize("path", PATHS)

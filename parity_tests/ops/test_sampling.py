@@ -14,7 +14,7 @@ from parity_tests.ops.triton_kernels import DEVICE, cuda, run_without_interprete
 
 PATHS = dispatch.PATHS["sampling"]
 KERNELS = PATHS[:-1]
-POWERS = 5  # grad_outs that the power's gradient is judged on, and one more
+POWERS = 5  # grad_outs that the power's gradient is compared on, and one more
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def gradients(function, inputs, indices, grad_out):
     return {"out": out.detach()} | {name: x.grad for name, x in inputs.items()} | {"half_power": torch.cat(powers)}
 
 
-def judge(sizes, dtype, path, low=None):
+def check(sizes, dtype, path, low=None):
     """Compare result and gradients of one path; values and result in ``low``, if given."""
     inputs, indices = tensors_for(sizes, dtype, low)
     grad_out = torch.randn(sizes.batch, sizes.queries, sizes.heads, sizes.channels).to(low or dtype)
@@ -140,7 +140,7 @@ def judge(sizes, dtype, path, low=None):
 @pytest.mark.parametrize("sizes", SMALL, ids=str)
 def test_result_and_every_gradient_agree(sizes, dtype, path):
     torch.manual_seed(0)
-    judge(sizes, dtype, path)
+    check(sizes, dtype, path)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -148,7 +148,7 @@ def test_result_and_every_gradient_agree(sizes, dtype, path):
 @pytest.mark.parametrize("sizes", [SMALL[0], SMALL[5]], ids=str)
 def test_values_of_low_precision_are_read_at_float32_locations(sizes, low, path):
     torch.manual_seed(0)
-    judge(sizes, torch.float32, path, low)
+    check(sizes, torch.float32, path, low)
 
 
 @cuda
@@ -156,7 +156,7 @@ def test_values_of_low_precision_are_read_at_float32_locations(sizes, low, path)
 @pytest.mark.parametrize("sizes", LARGE, ids=str)
 def test_result_and_every_gradient_agree_at_full_size(sizes, low):
     torch.manual_seed(0)
-    judge(sizes, torch.float32, "triton", low)
+    check(sizes, torch.float32, "triton", low)
 
 
 @pytest.mark.parametrize("path", PATHS)
