@@ -58,7 +58,7 @@ def squares(root):
 def train_stand_ins(root):
     """Train a classifier of digits, a panoptic segmenter of them and one of squares; return checkpoints by name."""
     threads, data = torch.get_num_threads(), squares(root / "squares")
-    short = ["--schedule.updates", "80", "--run.eval_every", "80", "--optim.lr", "5e-3", "--data.resize", "none"]
+    short = ["--schedule.max_steps", "80", "--run.eval_every", "80", "--optim.lr", "5e-3", "--data.resize", "none"]
     tasks = ["--data.task", "instance", "--evaluator.tasks", "[instance]"]
     runs = {
         "digits": (classify, ["--config", "digits_smoke"]),

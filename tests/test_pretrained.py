@@ -251,7 +251,7 @@ def test_the_other_commands_take_a_name(shipped, tmp_path, capsys):
     assert run_command(segment.main, [*config, "--evaluate", "--model.init", "scattered"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert f"{'PQ':16} {fast.pretrained_facts('scattered')['scores']['PQ']:.2f}" in out
-    more = ["--model.backbone_init", "squares", "--schedule.updates", "1"]
+    more = ["--model.backbone_init", "squares", "--schedule.max_steps", "1"]
     assert run_command(segment.main, [*config, *more]) == 0
 
 

@@ -344,7 +344,7 @@ def test_they_train_and_each_class_is_scored(tmp_path, kind):
         "--run.batch_size",
         2,
     ]
-    options += ["--schedule.updates", 2, "--run.eval_every", 2, "--data.resize", "none"]
+    options += ["--schedule.max_steps", 2, "--run.eval_every", 2, "--data.resize", "none"]
     run = fit(tmp_path / "run", *options, "--data.task", "instance", "--evaluator.tasks", "[instance]")
     assert "AP" in run.last["per_class"]["cat"] and run.last["bad_images"] == 0
     if kind == "voc":

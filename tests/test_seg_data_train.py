@@ -63,7 +63,7 @@ def brightness(image):
 
 
 def centre(weights):
-    """Give the centre of mass (y, x) of (h, w), pixels."""
+    """Return the centre of mass (y, x) of (h, w), pixels."""
     weights = weights.double()
     places = [torch.arange(side).double() + 0.5 for side in weights.shape]
     return [float((weights.sum(dim=1 - axis) * place).sum() / weights.sum()) for axis, place in enumerate(places)]

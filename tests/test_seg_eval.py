@@ -53,7 +53,7 @@ def test_truth_as_prediction_gives_100(vocabulary):
 
 
 def test_semantic_by_hand():
-    """Truth: 300 pixels of each of two classes; 60 of the second are taken for the first.
+    """Target: 300 pixels of each of two classes; 60 of the second are taken for the first.
 
     IoU 300/360 and 240/300, mean (83.33 + 80) / 2; 540 of 600 pixels are right; the third class takes no part.
     """
@@ -124,7 +124,7 @@ def measured(target, prediction, least_score=0.5):
 
 
 def test_mean_precision_of_a_dropped_an_added_and_a_shifted_object():
-    """Truth: two squares of 100 pixels. Alone, one of them: 1 of 2 at every overlap.
+    """Target: two squares of 100 pixels. Alone, one of them: 1 of 2 at every overlap.
 
     Shifted by 2 the overlap is 80 / 120 = 0.667: found at 0.50, 0.55, 0.60, 0.65, so that of two objects and two
     predictions 2 / 2 are right at four thresholds and 1 / 3 at six; with a third object on nothing, 2 / 3 and 1 / 4.

@@ -272,7 +272,7 @@ class Many(nn.Module):
 
 
 def peak_of(height):
-    """Give the mebibytes that a picture's semantic map in tiles adds to a process's peak."""
+    """Return the mebibytes that a picture's semantic map in tiles adds to a process's peak."""
     words = Vocabulary(tuple(ClassInfo(str(i), i, False, None) for i in range(600)), "many")
     evaluator = Evaluator(tile=128)
 

@@ -40,7 +40,7 @@ def same_threads():
 
 def test_training_from_the_yaml_learns_and_writes_what_it_says(tmp_path, capsys):
     arguments = ["--config", "digits_panoptic_smoke", "--run.output", str(tmp_path), "--data.val_length", "3"]
-    assert segment.main([*arguments, "--run.log_every", "1", "--run.ema", "0.5", "--schedule.updates", "9"]) == 0
+    assert segment.main([*arguments, "--run.log_every", "1", "--run.ema", "0.5", "--schedule.max_steps", "9"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert len(losses) == 9 and np.mean(losses[-2:]) < np.mean(losses[:2])
@@ -49,7 +49,7 @@ def test_training_from_the_yaml_learns_and_writes_what_it_says(tmp_path, capsys)
     assert {"PQ", "AP", "AP_small", "ema_PQ", "per_class"} <= evaluated[-1].keys() and evaluated[-1]["images"] == 3
     state = read_file(tmp_path / "last.pt", KIND)
     assert state["done"] == 9 and state["task"] == "panoptic" and len(state["vocabulary"]["classes"]) == 16
-    assert "9 updates (1.8 passes)" in capsys.readouterr().out
+    assert "9 steps (1.8 passes)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(Config.folder.glob("*.yaml"))])
@@ -65,13 +65,13 @@ def test_every_config_loads_and_says_what_it_needs(name):
             assert build_model(config).config.num_queries == (250 if name.endswith("base") else 100)
 
 
-def rates(config, updates):
-    """Give the head's and the backbone's learning rate at some updates."""
+def rates(config, steps):
+    """Return the head's and the backbone's learning rate at some steps."""
     layers = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2), "decoder": torch.nn.Linear(2, 2)})
     optimizer = build_optimizer(layers, config)
     scheduler, found = build_scheduler(optimizer, config, 10), []
-    for update in updates:
-        scheduler.step_update(update)
+    for step in steps:
+        scheduler.step_update(step)
         groups = {group["lr"] for group in optimizer.param_groups}
         found.append((max(groups), min(groups)))
     return found
@@ -83,7 +83,7 @@ def test_poly_and_steps_are_the_published_ones():
         assert head == pytest.approx(2e-4 * (1 - done) ** 0.9) and backbone == pytest.approx(head / 10)
     found = [head for head, _ in rates(load_config("coco_instance_mini", kind=Config), [0, 81944, 81945, 88772, 88773])]
     assert found == pytest.approx([2e-4, 2e-4, 2e-5, 2e-5, 2e-6])
-    warm = config_of("--schedule.warmup_updates", 4, "--schedule.updates", 8, "--optim.backbone", 0.1)
+    warm = config_of("--schedule.warmup_steps", 4, "--schedule.max_steps", 8, "--optim.backbone", 0.1)
     assert [head for head, _ in rates(warm, [0, 2, 4, 6])] == pytest.approx([0, 5e-4, 1e-3, 1e-3 * 0.5**0.9])
 
 
@@ -134,7 +134,7 @@ def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(tmp_path, monkeypa
     fit(tmp_path / "whole", *options, "--run.log_every", 1)
     monkeypatch.setattr(engine, "report", stop_at_3)
     config = config_of("--run.output", tmp_path / "stopped", *options, "--run.log_every", 1)
-    with pytest.raises(Interrupted, match="stopped at update 4 of 8.*train.segment .*--resume"):
+    with pytest.raises(Interrupted, match="stopped at step 4 of 8.*train.segment .*--resume"):
         train(config, task=Segmentation(config))
     train(config, tmp_path / "stopped" / "last.pt", Segmentation(config))
     states = [read_file(tmp_path / name / "last.pt", KIND) for name in ("whole", "stopped")]
@@ -144,7 +144,7 @@ def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(tmp_path, monkeypa
 
 
 def test_resume_with_other_evaluations_goes_on_at_the_same_update(tmp_path):
-    fit(tmp_path, "--schedule.updates", 3, "--data.val_length", 1)
+    fit(tmp_path, "--schedule.max_steps", 3, "--data.val_length", 1)
     config = config_of("--run.output", tmp_path, "--run.eval_every", 5, "--data.val_length", 1)
     run = run_of(config)
     run.restore(tmp_path / "last.pt")
@@ -152,7 +152,7 @@ def test_resume_with_other_evaluations_goes_on_at_the_same_update(tmp_path):
 
 
 def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
-    options = ["--run.batch_norm", "frozen", "--schedule.updates", "3", "--data.val_length", "3"]
+    options = ["--run.batch_norm", "frozen", "--schedule.max_steps", "3", "--data.val_length", "3"]
     command = [*TORCHRUN, "-m", "train.segment", "--config", "digits_panoptic_smoke", *options]
     command += ["--run.output", str(tmp_path / "two"), "--run.batch_size", "1"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
@@ -183,7 +183,7 @@ def test_loss_is_the_plain_one_in_float32_under_autocast():
     assert max(plain) < 1.02 * min(plain), "the points drawn matter little"
 
 
-def test_pieces_of_an_update_know_what_all_of_it_holds():
+def test_pieces_of_a_step_know_what_all_of_it_holds():
     run = run_of(config_of())
     pieces = [run.train_set.collate([run.train_set[0, index] for index in pair]) for pair in ((0, 1), (2, 3))]
     counts = [len(each.labels) for piece in pieces for each in piece.objects]
@@ -224,7 +224,7 @@ train(config, task=Poor(config))
 
 def test_a_rank_without_objects_trains_on(tmp_path):
     (tmp_path / "poor.py").write_text(NO_OBJECTS_ON_RANK_1)
-    options = ["--run.output", str(tmp_path / "run"), "--run.batch_size", "2", "--schedule.updates", "2"]
+    options = ["--run.output", str(tmp_path / "run"), "--run.batch_size", "2", "--schedule.max_steps", "2"]
     command = [*TORCHRUN, str(tmp_path / "poor.py"), *options, "--data.val_length", "2"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
@@ -235,7 +235,7 @@ def test_a_rank_without_objects_trains_on(tmp_path):
 
 @pytest.mark.parametrize("head", ["mask2former", "hcformer"])
 def test_more_queries_than_tokens_train(tmp_path, head):
-    options = ["--model.head", head, "--model.overrides.num_queries", 150, "--schedule.updates", 1]
+    options = ["--model.head", head, "--model.overrides.num_queries", 150, "--schedule.max_steps", 1]
     size = ["--data.crop", "[32, 32]", "--data.resize", "short_side", "--data.base", 32]
     run = fit(tmp_path, *options, *size, "--data.val_length", 1)
     assert run.done == 1 and run.last["images"] == 1
@@ -245,6 +245,6 @@ def test_own_folder_trains_with_its_own_classes(tmp_path):
     masks = [trees.bands(255), trees.bands(9, 3), trees.bands(0, 3, 9), trees.bands(9, 9), trees.bands(3, 9, 255)]
     root = trees.folder(tmp_path / "own", masks)
     options = ["--data", root, "--data.task", "null", "--data.resize", "short_side", "--data.jitter", "true"]
-    config = config_of(*options, "--run.output", tmp_path / "run", "--evaluator.tasks", "[]", "--schedule.updates", 2)
+    config = config_of(*options, "--run.output", tmp_path / "run", "--evaluator.tasks", "[]", "--schedule.max_steps", 2)
     run = train(config, task=Segmentation(config))
     assert config.model.num_classes == 3 and 0 <= run.last["mIoU"] <= 100 and run.last["images"] == 1

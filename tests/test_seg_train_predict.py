@@ -114,7 +114,7 @@ def test_big_pictures_are_enlarged_a_few_masks_at_a_time():
 
 
 def peak_of(task, queries, classes):
-    """Give the mebibytes that a picture of a megapixel adds to a process's peak, everywhere seen by all queries."""
+    """Return the mebibytes that a picture of a megapixel adds to a process's peak, everywhere seen by all queries."""
     generator, rules = torch.Generator().manual_seed(0), Evaluator(object_threshold=0, overlap_threshold=0, top=queries)
     masks = fast.postprocess.resize_bilinear(6 * torch.randn(queries, 9, 9, generator=generator), (250, 250))
     logits = torch.randn(queries, classes + 1, generator=generator)
@@ -262,7 +262,7 @@ def test_focus_counts_cells_in_any_box():
 
 
 def test_demo_reports_beside_the_untrained_and_fails_below_enough(tmp_path, capsys):
-    options = ["--config", "digits_panoptic_smoke", "--run.output", str(tmp_path), "--schedule.updates", "2"]
+    options = ["--config", "digits_panoptic_smoke", "--run.output", str(tmp_path), "--schedule.max_steps", "2"]
     backbone = ["--backbone", "digits_smoke", "--data.val_length", "2"]
     assert demo.main([*options, *backbone]) == 1
     text, report = capsys.readouterr().out, json.loads((tmp_path / "demo.json").read_text())

@@ -28,7 +28,7 @@ TINY = {
     "table.classify.schedule": {"epochs": 1},
     "table.classify.run": {"total_batch": 4, "batch_size": 4},
     "data": {"train_length": 8, "val_length": 2},
-    "schedule": {"updates": 1, "warmup_updates": 0},
+    "schedule": {"max_steps": 1, "warmup_steps": 0},
     "run": {"total_batch": 4, "batch_size": 4},
 }
 
@@ -267,7 +267,7 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path):
     append_run(path, run | {"settings": settings_of(config, "full")})
     ablate.check_runs(read_runs(path), config, path)
     with pytest.raises(UserError, match="other settings, as of row full: name another file"):
-        ablate.check_runs(read_runs(path), config_of("--schedule.updates", "7"), path)
+        ablate.check_runs(read_runs(path), config_of("--schedule.max_steps", "7"), path)
     with pytest.raises(UserError, match="line 2 is not whole"):
         path.write_text(path.read_text()[:-40])
         read_runs(path)

@@ -1,4 +1,4 @@
-"""Two processes with half the batch each make the update of one process with the whole batch."""
+"""Two processes with half the batch each make the step of one process with the whole batch."""
 
 import subprocess
 import sys

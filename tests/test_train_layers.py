@@ -35,7 +35,7 @@ def classify(folder, *options):
 
 
 def weights_before(config, task=None):
-    """Give a copy of the weights and statistics that a run starts from."""
+    """Return a copy of the weights and statistics that a run starts from."""
     run = Run(config, Ranks("cpu"), task) if task else run_of(config)
     return {name: value.clone() for name, value in run.model.state_dict().items()}
 
@@ -149,7 +149,7 @@ def test_rates_of_a_classifier_fall_by_layer_at_every_update():
 
 
 def test_rates_of_a_segmenter_fall_by_layer_within_the_backbone():
-    config = config_of("--optim.layer_decay", 0.5, "--optim.backbone", 0.1, "--schedule.updates", 100)
+    config = config_of("--optim.layer_decay", 0.5, "--optim.backbone", 0.1, "--schedule.max_steps", 100)
     model = model_of()
     depths, optimizer = layer_depths(model), build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, 10)
@@ -193,7 +193,7 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, monkeypatch, capsys)
 
 
 def test_settings_of_the_optimiser_are_those_of_the_config_after_a_resume(tmp_path):
-    fit(tmp_path, "--optim.layer_decay", 0.8, "--schedule.updates", 2, "--data.val_length", 1)
+    fit(tmp_path, "--optim.layer_decay", 0.8, "--schedule.max_steps", 2, "--data.val_length", 1)
     changes = ["--optim.layer_decay", 0.5, "--optim.weight_decay", 0.3, "--optim.betas", "[0.8, 0.9]"]
     run = run_of(config_of("--run.output", tmp_path, *changes))
     run.restore(tmp_path / "last.pt")

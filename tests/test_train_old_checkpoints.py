@@ -80,5 +80,9 @@ def test_sections_and_options_are_read_under_their_former_names(checkpoint):
     for option in ("--judge.top", "--evaluator.top"):
         config = override(state["config"], [option, "9"], Config)
         assert config.evaluator.top == 9 and config.evaluator.areas == (100, 400)
+    for option in ("--schedule.updates", "--schedule.max_steps"):
+        config = override(state["config"], [option, "9"], Config)
+        assert config.schedule.max_steps == 9 and config.schedule.warmup_steps == 0
+    assert Config(schedule={"updates": 5, "warmup_updates": 2}).schedule.warmup_steps == 2
     assert Config(judge={"top": 3}).evaluator.top == 3
     assert Config(judge={"top": 3, "flip": True}, evaluator={"top": 4}).evaluator.model_dump()["top"] == 4

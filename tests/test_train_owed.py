@@ -84,7 +84,7 @@ def test_going_on_with_fewer_images_is_said_or_refused(tmp_path, capsys):
     last = tmp_path / "out" / "last.pt"
     train(config_for(data, *out, "--schedule.epochs", "4"), last)
     assert "was trained on 12 images, and there are 9 now" in capsys.readouterr().out
-    with pytest.raises(UserError, match="was saved at .*, but there are 2 updates in an epoch and 2 in all now"):
+    with pytest.raises(UserError, match="was saved at .*, but there are 2 steps in an epoch and 2 in all now"):
         train(config_for(data, *out, "--schedule.epochs", "1"), last)
 
 

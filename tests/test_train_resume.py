@@ -80,7 +80,7 @@ def test_killed_and_resumed_equals_never_killed_bit_for_bit(tmp_path):
     resumed = start(tmp_path / "killed", *options, "--resume")
     text, errors = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, errors
-    assert f"epoch 1, update {left['step']} of 8" in text
+    assert f"epoch 1, step {left['step']} of 8" in text
     train(load_config("digits_smoke", [*options, "--run.output", str(tmp_path / "whole")]))
     states = [read_file(tmp_path / name / "last.pt") for name in ("killed", "whole")]
     for state in states:
@@ -165,7 +165,7 @@ def test_loss_not_finite_stops_and_saves_the_batch(tmp_path, monkeypatch, where)
         return loss * float("nan") if where == "loss" else loss + rooted
 
     monkeypatch.setattr(engine, "batch_loss", spoilt)
-    with pytest.raises(UserError, match=f"{where} is nan at epoch 1, update 2 .learning rate") as caught:
+    with pytest.raises(UserError, match=f"{where} is nan at epoch 1, step 2 .learning rate") as caught:
         train(config)
     assert "\n" not in str(caught.value)
     report = json.loads((tmp_path / "not_finite.json").read_text())

@@ -19,7 +19,7 @@ from train.data.classification import open_samples
 from train.data.segmentation import open_sets
 from train.models.checkpoint import read_file
 
-TINY = ["--schedule.updates", 2, "--run.eval_every", 2, "--data.val_length", 2]
+TINY = ["--schedule.max_steps", 2, "--run.eval_every", 2, "--data.val_length", 2]
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
@@ -83,13 +83,13 @@ def test_a_signal_to_all_while_loaders_still_import_saves(tmp_path, method, star
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=100)
-    assert process.returncode == 130 and "stopped at epoch 1, update 1 of 4" in errors, errors
+    assert process.returncode == 130 and "stopped at epoch 1, step 1 of 4" in errors, errors
     assert "Traceback" not in errors
     assert read_file(tmp_path / "last.pt")["step"] == 1
 
 
 def children(number):
-    """Give the command lines of a process's children."""
+    """Return the command lines of a process's children."""
     lines = []
     for child in Path(f"/proc/{number}/task/{number}/children").read_text().split():
         with suppress(OSError):

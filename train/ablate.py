@@ -1,7 +1,7 @@
 """Train the same segmenter with one idea taken out at a time: ``python -m train.ablate --config NAME``.
 
 A table like the paper's Tables 5 and 6, on Scattered Digits, with one class for all digits unless ``table.one_class``
-is false. Each row changes the backbone; all else (pictures, updates, schedule, starting weights) is the same for all
+is false. Each row changes the backbone; all else (pictures, steps, schedule, starting weights) is the same for all
 rows of a seed. As in the paper a classifier comes first, here of single digits, with the row's change too, unless
 ``table.classify`` is null.
 
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 def describe_table(config: Config, arguments: list[str]) -> str:
     """Write the command that makes a table, and what each run may spend."""
     first, second = vary(config, next(iter(config.table.rows)))
-    shown = f"{second.schedule.updates * second.run.total_batch:,} pictures for the segmenter"
+    shown = f"{second.schedule.max_steps * second.run.total_batch:,} pictures for the segmenter"
     evaluated = f"{second.data.val_length} validation pictures"
     if first:
         shown = f"{first.schedule.epochs * first.data.train_length:,} pictures for the classifier, then {shown}"
@@ -123,7 +123,9 @@ def choose_seeds(text: str) -> list[int]:
 def settings_of(config: Config, name: str) -> str:
     """Name all that decides what a row's runs are, but the seed: eight characters that change with any of it."""
     parts = [training.model_dump(mode="json", exclude={"table"}) for training in vary(config, name) if training]
-    parts[-1]["judge"] = parts[-1].pop("evaluator")  # its name when the tables that are published were made
+    last, schedule = parts[-1], parts[-1]["schedule"]  # under their names when the tables that are published were made
+    last["judge"] = last.pop("evaluator")
+    schedule |= {"updates": schedule.pop("max_steps"), "warmup_updates": schedule.pop("warmup_steps")}
     for key in HARMLESS | {"data.workers"}:
         section, field = key.split(".")
         for part in parts:

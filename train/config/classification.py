@@ -68,11 +68,11 @@ class Optim(Section):
 
 
 class Schedule(Section):
-    """Linear warm-up, then cosine, set at every update."""
+    """Linear warm-up, then cosine, set at every step."""
 
     epochs: int = Field(300, ge=1, description="epochs in all, warm-up included")
     warmup_epochs: int = Field(20, ge=0, description="epochs of warm-up")
-    warmup_lr: float = Field(5e-7, ge=0, description="learning rate of the first update")
+    warmup_lr: float = Field(5e-7, ge=0, description="learning rate of the first step")
     min_lr: float = Field(5e-6, ge=0, description="learning rate at the end")
 
 
@@ -81,7 +81,7 @@ class Run(Section):
 
     output: str = Field("outputs/run", description="folder for checkpoints and logs")
     seed: int = Field(0, ge=0, description="seed of everything random")
-    total_batch: int = Field(4096, ge=1, description="images an update, over all ranks and accumulation steps")
+    total_batch: int = Field(4096, ge=1, description="images a step, over all ranks and accumulation steps")
     batch_size: int = Field(128, ge=1, description="images a rank's forward pass sees")
     device: str = Field("auto", description="auto, cpu or cuda")
     amp: Annotated[Literal["off", "bf16", "fp16"], BeforeValidator(lambda value: value or "off")] = Field(
@@ -93,8 +93,8 @@ class Run(Section):
     )
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0: off")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null: torch's choice")
-    log_every: int = Field(50, ge=1, description="updates between log lines")
-    save_every: int = Field(500, ge=1, description="updates between checkpoints; each epoch's end saves too")
+    log_every: int = Field(50, ge=1, description="steps between log lines")
+    save_every: int = Field(500, ge=1, description="steps between checkpoints; each epoch's end saves too")
     eval_every: int = Field(1, ge=1, description="epochs between evaluations")
     tensorboard: bool = Field(True, description="write TensorBoard files where the package is installed")
 

@@ -53,8 +53,7 @@ def override(values: dict, overrides: list[str], kind: type[Section] = Config):
     """Create a Config of nested dicts (of a file or a checkpoint) and command-line overrides."""
     values = kind.present_names(values)
     for key, text in pair_overrides(overrides):
-        section, dot, field = key.partition(".")
-        put_override(values, kind.renamed.get(section, section) + dot + field, text, kind)
+        put_override(values, kind.present_key(key), text, kind)
     return check_config(values, kind)
 
 

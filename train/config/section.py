@@ -24,16 +24,32 @@ class Section(BaseModel):
     renamed: ClassVar[dict[str, str]] = {}
 
     @classmethod
+    def present_key(cls, key: str) -> str:
+        """Return a dotted key ("section.field") under its names of today."""
+        name, dot, rest = key.partition(".")
+        name = cls.renamed.get(name, name)
+        inner = cls.section_of(name)
+        return name + dot + (inner.present_key(rest) if inner else rest)
+
+    @classmethod
+    def section_of(cls, name: str) -> type["Section"] | None:
+        """Return the type of a field that is a section itself, else None."""
+        kind = cls.model_fields[name].annotation if name in cls.model_fields else None
+        return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+    @classmethod
     def present_names(cls, values: dict) -> dict:
         """Return a mapping of fields under their names of today; of two names of one field, today's counts."""
         former = {cls.renamed[name]: value for name, value in values.items() if name in cls.renamed}
         for name, value in former.items():
             both = isinstance(value, dict) and isinstance(values.get(name), dict)
             former[name] = value | values[name] if both else values.get(name, value)
-        return {name: value for name, value in values.items() if name not in cls.renamed} | former
+        values = {name: value for name, value in values.items() if name not in cls.renamed} | former
+        inner = {name: cls.section_of(name) for name, value in values.items() if isinstance(value, dict)}
+        return values | {name: kind.present_names(values[name]) for name, kind in inner.items() if kind}
 
     @model_validator(mode="before")
     @classmethod
     def take_former_names(cls, values):
         """Read fields under the names that they had once."""
-        return cls.present_names(values) if cls.renamed and isinstance(values, dict) else values
+        return cls.present_names(values) if isinstance(values, dict) else values

@@ -74,15 +74,17 @@ class Optim(Section):
 
 
 class Schedule(Section):
-    """How the learning rate falls, set at every update."""
+    """How the learning rate falls, set at every step."""
 
-    updates: int = Field(80000, ge=1, description="updates of the whole run")
+    renamed: ClassVar[dict[str, str]] = {"updates": "max_steps", "warmup_updates": "warmup_steps"}
+
+    max_steps: int = Field(80000, ge=1, description="steps of the whole run")
     kind: Literal["poly", "steps"] = Field("poly", description="(1 - done)^power, or a fall at each of steps")
     power: float = Field(0.9, gt=0, description="of poly")
-    steps: list[int] = Field([], description="updates after which the rate falls")
+    steps: list[int] = Field([], description="steps after which the rate falls")
     factor: float = Field(0.1, gt=0, description="to which part it falls at each step")
-    warmup_updates: int = Field(0, ge=0, description="updates that lead linearly from warmup_lr to the peak")
-    warmup_lr: float = Field(0.0, ge=0, description="learning rate of the first update, if there is a warm-up")
+    warmup_steps: int = Field(0, ge=0, description="steps that lead linearly from warmup_lr to the peak")
+    warmup_lr: float = Field(0.0, ge=0, description="learning rate of the first step, if there is a warm-up")
 
 
 class Loss(Section):
@@ -136,10 +138,10 @@ class Run(base.Run):
     """How and where it runs."""
 
     output: str = Field("outputs/segment", description="folder for checkpoints and logs")
-    total_batch: int = Field(32, ge=1, description="images an update, over all ranks and accumulation steps")
+    total_batch: int = Field(32, ge=1, description="images a step, over all ranks and accumulation steps")
     batch_size: int = Field(4, ge=1, description="images a rank's forward pass sees")
-    save_every: int = Field(1000, ge=1, description="updates between checkpoints; each evaluation saves too")
-    eval_every: int = Field(5000, ge=1, description="updates between evaluations")
+    save_every: int = Field(1000, ge=1, description="steps between checkpoints; each evaluation saves too")
+    eval_every: int = Field(5000, ge=1, description="steps between evaluations")
 
 
 class Config(Section):
@@ -160,7 +162,7 @@ class Config(Section):
     def consistent(self):
         """Refuse settings that contradict each other."""
         if self.schedule.kind == "steps" and not self.schedule.steps:
-            raise ValueError("schedule.kind steps needs schedule.steps, the updates after which the rate falls")
+            raise ValueError("schedule.kind steps needs schedule.steps, the steps after which the rate falls")
         if min(self.data.crop) < 32:
             raise ValueError(f"data.crop must be at least 32 x 32 pixels (it is {self.data.crop})")
         if len(self.data.path) > 2:

@@ -2,9 +2,9 @@
 
 Epoch e's order is a function of (seed, e). Update t of the epoch takes images t T ... (t + 1) T - 1 of it, T being the
 total batch; rank r takes the r-th part, in batches of ``batch_size`` where gradients are accumulated. So the images of
-an update depend neither on the number of processes nor on where a run was resumed.
+a step depend neither on the number of processes nor on where a run was resumed.
 
-A segmenter's pictures come in passes, pass p's order being a function of (seed, p); update t of the run takes the
+A segmenter's pictures come in passes, pass p's order being a function of (seed, p); step t of the run takes the
 pictures t T ... (t + 1) T - 1 of all passes one after the other.
 """
 
@@ -21,7 +21,7 @@ from .segmentation_dataset import SegmentationDataset
 
 
 def accumulation_steps(config: Section, ranks: Ranks) -> int:
-    """Return the number of forward passes per update and rank: total batch / (batch size x ranks)."""
+    """Return the number of forward passes per step and rank: total batch / (batch size x ranks)."""
     total, each = config.run.total_batch, config.run.batch_size * ranks.size
     if total % each:
         raise UserError(
@@ -42,7 +42,7 @@ def steps_per_epoch(samples: ImageDataset, config: Section) -> int:
 
 
 class EpochSampler:
-    """The keys (epoch, index) of this rank's batches, from update ``start`` of an epoch on.
+    """The keys (epoch, index) of this rank's batches, from step ``start`` of an epoch on.
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ class EpochSampler:
     def __init__(self, samples: ImageDataset, config: Section, ranks: Ranks, epoch: int, start: int):
         total, batches = config.run.total_batch, accumulation_steps(config, ranks)
         order = samples.source.order(np.random.default_rng([config.run.seed, epoch]))
-        updates = steps_per_epoch(samples, config)
-        shares = order[: updates * total].reshape(updates, ranks.size, batches, config.run.batch_size)
+        steps = steps_per_epoch(samples, config)
+        shares = order[: steps * total].reshape(steps, ranks.size, batches, config.run.batch_size)
         self.epoch, self.batches = epoch, shares[start:, ranks.rank].reshape(-1, config.run.batch_size)
 
     def __len__(self):
@@ -82,7 +82,7 @@ class EvalSampler:
 
 
 class PassSampler:
-    """The keys (pass, index) of this rank's batches, from one update of the run on.
+    """The keys (pass, index) of this rank's batches, from one step of the run on.
 
     Parameters
     ----------
@@ -94,16 +94,16 @@ class PassSampler:
     """
 
     def __init__(self, samples: SegmentationDataset, config: Config, ranks: Ranks, first: int, last: int):
-        self.samples, self.config, self.ranks, self.updates = samples, config, ranks, range(first, last)
+        self.samples, self.config, self.ranks, self.steps = samples, config, ranks, range(first, last)
         self.accumulation, self.orders = accumulation_steps(config, ranks), {}
 
     def __len__(self):
-        return len(self.updates) * self.accumulation
+        return len(self.steps) * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         total, each = self.config.run.total_batch, self.config.run.batch_size
-        for update in self.updates:
-            mine = update * total + self.ranks.rank * self.accumulation * each
+        for step in self.steps:
+            mine = step * total + self.ranks.rank * self.accumulation * each
             for start in range(mine, mine + self.accumulation * each, each):
                 yield [self.picture(place) for place in range(start, start + each)]
 

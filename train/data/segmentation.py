@@ -81,7 +81,7 @@ def open_split(config: Config, split: str):
 def open_digits(config: Config, split: str) -> DigitsSource:
     """Open Scattered Digits, with new pictures in every pass of training."""
     data, train = config.data, split == "train"
-    passes = -(-config.schedule.updates * config.run.total_batch // data.train_length) if train else 1
+    passes = -(-config.schedule.max_steps * config.run.total_batch // data.train_length) if train else 1
     length = data.train_length if train else data.val_length
     changes = {key: tuple(value) if isinstance(value, list) else value for key, value in data.digits.items()}
     try:

@@ -27,7 +27,7 @@ class Log:
     update : int
         Updates done so far; lines of a killed run that lie beyond are dropped.
     owed : bool
-        Whether the evaluation after that update will be made again.
+        Whether the evaluation after that step will be made again.
 
     Raises
     ------
@@ -78,13 +78,13 @@ class Log:
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, float)}
         self.draw(lambda writer: [writer.add_scalar(name, value, update) for name, value in numbers.items()])
 
-    def start_bar(self, place: str, updates: int, done: int) -> None:
-        """Show a progress bar over ``updates`` of which ``done`` are done, on a terminal only."""
+    def start_bar(self, place: str, steps: int, done: int) -> None:
+        """Show a progress bar over ``steps`` of which ``done`` are done, on a terminal only."""
         hidden = not self.active or not sys.stderr.isatty()
-        self.bar = tqdm(total=updates, initial=done, desc=place.partition(",")[0], disable=hidden, leave=False)
+        self.bar = tqdm(total=steps, initial=done, desc=place.partition(",")[0], disable=hidden, leave=False)
 
     def advance(self, **values) -> None:
-        """Move the bar by one update."""
+        """Move the bar by one step."""
         self.bar.set_postfix(values, refresh=False)
         self.bar.update()
 
@@ -133,7 +133,7 @@ def drop_beyond(path: Path, update: int, owed: bool = False) -> int:
     update : int
         Updates done so far.
     owed : bool
-        Whether the evaluation after that update will be made again: its line is cut, too.
+        Whether the evaluation after that step will be made again: its line is cut, too.
 
     Returns
     -------
@@ -174,11 +174,11 @@ class Pace:
     left : int
         Updates still to do in the whole run.
     images : int
-        Images an update.
+        Images a step.
     """
 
     def __init__(self, left: int, images: int):
-        self.left, self.images, self.seconds, self.updates = left, images, 0.0, 0
+        self.left, self.images, self.seconds, self.steps = left, images, 0.0, 0
         self.mark = time.perf_counter()
 
     def pause(self) -> None:
@@ -190,19 +190,19 @@ class Pace:
         self.mark = time.perf_counter()
 
     def step(self) -> None:
-        """Count an update."""
-        self.updates += 1
+        """Count a step."""
+        self.steps += 1
         self.left -= 1
 
     @property
     def images_per_second(self) -> float:
         """Images a second since this process began to train."""
         elapsed = self.seconds + time.perf_counter() - self.mark
-        return self.images * self.updates / elapsed
+        return self.images * self.steps / elapsed
 
     @property
     def time_left(self) -> str:
         """Hours, minutes and seconds of training left at this pace, evaluation not counted."""
-        if not self.updates:
+        if not self.steps:
             return "?"
         return tqdm.format_interval(self.left * self.images / self.images_per_second)

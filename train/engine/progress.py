@@ -53,7 +53,7 @@ class Progress(ABC):
 
     @abstractmethod
     def place(self, epoch: int, step: int) -> tuple[str, int]:
-        """Return where a run is, as "epoch 1, update 5", and of how many updates that is."""
+        """Return where a run is, as "epoch 1, step 5", and of how many steps that is."""
 
     def checkpoint_fields(self, epoch: int, step: int) -> dict:
         """Return what a checkpoint says of the place besides epoch and step."""
@@ -78,12 +78,12 @@ class EpochProgress(Progress):
         return EpochSampler(self.samples, self.config, ranks, epoch, step)
 
     def describe(self) -> str:
-        """Return the number of epochs and of the updates of each."""
-        return f"{self.config.schedule.epochs} epochs of {self.epoch_steps} updates"
+        """Return the number of epochs and of the steps of each."""
+        return f"{self.config.schedule.epochs} epochs of {self.epoch_steps} steps"
 
     def place(self, epoch: int, step: int) -> tuple[str, int]:
         """Count within the epoch."""
-        return f"epoch {epoch + 1}, update {step}", self.epoch_steps
+        return f"epoch {epoch + 1}, step {step}", self.epoch_steps
 
 
 class StepProgress(Progress):
@@ -93,7 +93,7 @@ class StepProgress(Progress):
 
     def __init__(self, config: Section, samples: ImageDataset):
         super().__init__(config, samples)
-        self.total = config.schedule.updates
+        self.total = config.schedule.max_steps
         self.epoch_steps, self.epochs_between = min(config.run.eval_every, self.total), 1
 
     def sampler(self, ranks: Ranks, epoch: int, step: int) -> PassSampler:
@@ -102,13 +102,13 @@ class StepProgress(Progress):
         return PassSampler(self.samples, self.config, ranks, self.done(epoch, step), end)
 
     def describe(self) -> str:
-        """Return the number of updates and of passes."""
+        """Return the number of steps and of passes."""
         passes = self.total * self.config.run.total_batch / len(self.samples)
-        return f"{self.total:,} updates ({passes:.1f} passes)"
+        return f"{self.total:,} steps ({passes:.1f} passes)"
 
     def place(self, epoch: int, step: int) -> tuple[str, int]:
         """Count from the run's beginning."""
-        return f"update {self.done(epoch, step)}", self.total
+        return f"step {self.done(epoch, step)}", self.total
 
     def checkpoint_fields(self, epoch: int, step: int) -> dict:
         """Return the steps done."""

@@ -40,7 +40,7 @@ def report_bad(run: Run, log: Log, batches: list) -> None:
 
 
 def report(run: Run, log: Log, pace: Pace, loss: float, norm: float, rate: float) -> None:
-    """Log an update."""
+    """Log a step."""
     speed, bad = pace.images_per_second, len(run.bad.seen)
     shown = norm if math.isfinite(norm) else None
     values = {"epoch": run.epoch + 1, "loss": loss, "lr": rate, "grad_norm": shown, "images_per_s": speed}

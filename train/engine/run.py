@@ -61,11 +61,11 @@ class Run:
     Attributes
     ----------
     epoch, step : int
-        Epochs done, and updates done in the next one.
+        Epochs done, and steps done in the next one.
     best : float
         Best score so far.
     owed : bool
-        Whether the evaluation that belongs after the last update is still to be made.
+        Whether the evaluation that belongs after the last step is still to be made.
     last : dict
         The last evaluation's numbers, as in log.jsonl.
     notes : list of str
@@ -114,12 +114,12 @@ class Run:
 
     @property
     def place(self) -> tuple[str, int]:
-        """Where the run is, as "epoch 1, update 5", and of how many updates that is."""
+        """Where the run is, as "epoch 1, step 5", and of how many steps that is."""
         return self.progress.place(self.epoch, self.step)
 
     @property
     def at_end(self) -> bool:
-        """Whether all updates of the epoch are made."""
+        """Whether all steps of the epoch are made."""
         return self.step == self.progress.epoch_steps or self.done == self.total
 
     @property
@@ -129,7 +129,7 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Learning rate of the next update: the highest, where parts of the network learn at different ones."""
+        """Learning rate of the next step: the highest, where parts of the network learn at different ones."""
         return max(group["lr"] for group in self.optimizer.param_groups)
 
     def state(self) -> dict:
@@ -201,13 +201,13 @@ class Run:
         steps = self.progress.epoch_steps
         if self.step > steps or self.epoch * steps + self.step > self.total:
             raise UserError(
-                f"{path} was saved at {self.place[0]}, but there are {steps} updates in an epoch and "
+                f"{path} was saved at {self.place[0]}, but there are {steps} steps in an epoch and "
                 f"{self.total} in all now: go on with as many images, the same --run.total_batch and as long a "
                 f"schedule, or start from its weights by --model.init {path}"
             )
         if self.owed and not self.step and self.epoch:  # the evaluation at an epoch's end comes before the next epoch
             self.epoch, self.step = self.epoch - 1, steps
-        self.scheduler.step_update(self.done)  # the schedule has no memory: updates done and the config say all
+        self.scheduler.step_update(self.done)  # the schedule has no memory: steps done and the config say all
 
     def check_classes(self, state: dict, path: Path) -> None:
         """Refuse the checkpoint of a run whose data had other classes, or numbered them differently."""

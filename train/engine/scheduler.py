@@ -51,9 +51,9 @@ def step_schedule(optimizer: torch.optim.Optimizer, schedule: segmentation.Sched
 
     Falls are counted from the run's first step. timm lets a fall act one step early, which is put right here.
     """
-    warmup = {"warmup_t": schedule.warmup_updates, "warmup_lr_init": schedule.warmup_lr, "t_in_epochs": False}
+    warmup = {"warmup_t": schedule.warmup_steps, "warmup_lr_init": schedule.warmup_lr, "t_in_epochs": False}
     if schedule.kind == "steps":
         late = [step + 1 for step in schedule.steps]
         return MultiStepLRScheduler(optimizer, late, schedule.factor, warmup_prefix=False, **warmup)
-    rest = max(1, schedule.updates - schedule.warmup_updates)
+    rest = max(1, schedule.max_steps - schedule.warmup_steps)
     return PolyLRScheduler(optimizer, rest, schedule.power, lr_min=0.0, warmup_prefix=True, **warmup)
