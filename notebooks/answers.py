@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 15, held to their checks by ``parity_tests/test_exercises.py``."""
+"""Answers to the exercises of notebook 15, held to their checks by ``tests/test_exercises.py``."""
 
 from fractions import Fraction
 

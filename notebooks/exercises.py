@@ -1,6 +1,6 @@
 """The checks of notebook 15's exercises: each raises AssertionError with a hint until the function is right.
 
-``answers.py`` holds a solution of each; ``parity_tests/test_exercises.py`` holds them to these checks, and the
+``answers.py`` holds a solution of each; ``tests/test_exercises.py`` holds them to these checks, and the
 functions that the notebook gives to start from must fail them.
 """
 

@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 
-ROOM = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parent.parent / "notebooks"
 EXERCISES = {  # check: the functions it takes
     "check_hilbert": ["hilbert"],
     "check_tie_rule": ["nearest"],
@@ -20,17 +20,17 @@ EXERCISES = {  # check: the functions it takes
 @pytest.fixture(scope="module")
 def room():
     """The checks and the answers, two modules beside the notebooks."""
-    sys.path.insert(0, str(ROOM))
+    sys.path.insert(0, str(FOLDER))
     try:
         yield importlib.import_module("exercises"), importlib.import_module("answers")
     finally:
-        sys.path.remove(str(ROOM))
+        sys.path.remove(str(FOLDER))
 
 
 @pytest.fixture(scope="module")
 def given():
     """The functions that the notebook gives to start from, by name."""
-    cells = nbformat.read(ROOM / "15_hands_on.ipynb", as_version=4).cells
+    cells = nbformat.read(FOLDER / "15_hands_on.ipynb", as_version=4).cells
     names = {"np": np}
     for cell in cells:
         if "exercise" in cell.metadata.get("tags", []):
