@@ -2,13 +2,14 @@
 
 python -m benchmarks.cost CSV --config small_digits --rows full,gridded,rate_1_5 [--out PICTURE]
 
-Reads the scores from the CSV file of ``train.ablate``, makes each row's network and measures it on one validation
-picture at a time, on one thread, the rows in turn; prints the table and draws CSV's name with .png. The networks are
-not trained: what they cost depends on how many tokens stay, not on which.
+Reads the scores from the CSV file of ``train.ablate``, of the seeds that all rows have; makes each row's network and
+measures it on one validation picture at a time, on one thread, the rows in turn; prints the table and draws CSV's name
+with .png. The networks are not trained: what they cost depends on how many tokens stay, not on which.
 """
 
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 import matplotlib.figure
@@ -16,7 +17,7 @@ import torch
 
 from train.ablate import choose_rows, vary
 from train.ablation.rows import AblatedSegmentation, Config, Shared
-from train.ablation.table import margin, read_runs
+from train.ablation.table import read_runs
 from train.common.errors import Parser, UserError, run_command
 from train.config.loader import load_config
 from train.data.normalization import to_input
@@ -37,24 +38,23 @@ def main(arguments):
     parser.add_argument("--out", type=Path, help="picture to write; default: beside the CSV file")
     options, overrides = parser.parse_known_args(arguments)
     config, runs = load_config(options.config, overrides, Config), read_runs(options.table)
-    scores = {name: [run["AP"] for (row, _), run in runs.items() if row == name] for name in config.table.rows}
-    rows = {name: scores[name] for name in choose_rows(options.rows, config) if scores[name]}
-    if not rows:
-        raise UserError(f"{options.table} has none of these rows: run python -m train.ablate first")
-    costs = measure_rows(config, list(rows))
+    names = [name for name in choose_rows(options.rows, config) if any(row == name for row, _ in runs)]
+    seeds = sorted({seed for _, seed in runs if all((name, seed) in runs for name in names)})
+    if not names or not seeds:
+        raise UserError(f"{options.table} has no seed with all of these rows: run python -m train.ablate first")
+    rows = {name: [runs[name, seed]["AP"] for seed in seeds] for name in names}
+    costs = measure_rows(config, names)
+    print(f"mean over seeds {', '.join(map(str, seeds))}")
     for name, values in rows.items():
-        around = f" ± {margin(values):.1f}" if len(values) > 1 else ""
         milliseconds, flops = costs[name]
-        print(
-            f"{name:20} AP {statistics.mean(values):5.1f}{around} ({len(values)} seeds)  "
-            f"{milliseconds:6.2f} ms  {flops / 1e6:7.1f} million operations"
-        )
+        mean = statistics.mean(values)
+        print(f"{name:20} AP {mean:5.1f}  {milliseconds:6.2f} ms  {flops / 1e6:7.1f} million operations")
     draw(rows, costs).savefig(options.out or options.table.with_suffix(".png"), dpi=150)
     return 0
 
 
 def measure_rows(config, names):
-    """Measure rows' networks: name -> (median milliseconds, floating-point operations) of a picture's forward pass."""
+    """Measure rows' networks: name -> (least milliseconds, floating-point operations) of a forward pass."""
     torch.set_num_threads(1)
     networks, shared = {}, Shared()
     for name in names:
@@ -65,31 +65,36 @@ def measure_rows(config, names):
     images = [to_input(val_set.source.load(index).image) for index in range(PICTURES)]
 
     @torch.inference_mode()
-    def run(network):
-        for image in images:
-            network(image)
+    def run(network, image):
+        return network(image)
 
-    calls = [lambda network=network: run(network) for network in networks.values()]
-    times = alternate(calls, ROUNDS, float("inf"), lambda call: seconds(call, torch.device("cpu")))
-    return {
-        name: (1000 * statistics.median(each) / PICTURES, count_flops(network, images[0]))
-        for (name, network), each in zip(networks.items(), times, strict=True)
-    }
+    times = dict.fromkeys(names, 0.0)
+    for image in images:
+        calls = [partial(run, network, image) for network in networks.values()]
+        for name, rounds in zip(names, alternate(calls, ROUNDS, float("inf"), clock), strict=True):
+            times[name] += 1000 * min(rounds) / len(images)
+    return {name: (times[name], count_flops(networks[name], images[0])) for name in names}
+
+
+def clock(call):
+    """Time one call on the CPU, in seconds."""
+    return seconds(call, torch.device("cpu"))
 
 
 def draw(rows, costs):
-    """Return a figure with AP over milliseconds and over operations; bars are 95 % intervals of the mean."""
+    """Return a figure with AP over milliseconds and over operations: each seed's rows joined by a line, and means."""
     figure = matplotlib.figure.Figure(figsize=(9, 3.8), layout="constrained")
     labels = ("forward pass of one picture, ms (one thread)", "forward pass of one picture, million operations")
     for place, (axes, label) in enumerate(zip(figure.subplots(1, 2, sharey=True), labels, strict=True)):
-        for (name, values), colour in zip(rows.items(), COLOURS * len(rows), strict=False):
-            cost = costs[name][place] / (1, 1e6)[place]
-            bar = margin(values) if len(values) > 1 else 0
-            axes.errorbar(cost, statistics.mean(values), bar, marker="o", capsize=4, color=colour, label=name)
+        along = [costs[name][place] / (1, 1e6)[place] for name in rows]
+        for values in zip(*rows.values(), strict=True):
+            axes.plot(along, values, color="0.75", linewidth=1, marker=".", zorder=1)
+        for x, (name, values), colour in zip(along, rows.items(), COLOURS * len(rows), strict=False):
+            axes.scatter(x, statistics.mean(values), s=60, color=colour, label=name, zorder=2)
         axes.set(xlabel=label)
         axes.grid(True, color="0.9")
     figure.axes[0].set(ylabel="AP on validation pictures, %")
-    figure.axes[0].legend(fontsize=8, frameon=False)
+    figure.axes[0].legend(fontsize=8, frameon=False, title="means; grey: seeds", title_fontsize=8)
     return figure
 
 

@@ -60,14 +60,19 @@ def test_picture_over_cost(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cost, "PICTURES", 1)
     monkeypatch.setattr(cost, "ROUNDS", 1)
     table = tmp_path / "t.csv"
-    with pytest.raises(UserError, match=r"t\.csv has none of these rows"):
+    with pytest.raises(UserError, match=r"t\.csv has no seed with all of these rows"):
         cost.main([str(table), "--config", "small_digits"])
     common = dict.fromkeys(NUMBERS, 1.0) | {"settings": "s", "machine": "m", "versions": "v"}
-    for row, seed, ap in (("full", 0, 40.0), ("full", 1, 42.0), ("rate_1_5", 0, 30.0)):
+    for row, seed, ap in (
+        ("full", 0, 40.0),
+        ("full", 1, 42.0),
+        ("full", 2, 50.0),
+        *(("rate_1_5", n, 30.0) for n in (0, 2)),
+    ):
         append_run(table, common | {"row": row, "seed": seed, "AP": ap})
     threads = torch.get_num_threads()
     assert cost.main([str(table), "--config", "small_digits"]) == 0
     torch.set_num_threads(threads)
     text = capsys.readouterr().out
-    assert "AP  41.0 ± 12.7 (2 seeds)" in text and "AP  30.0 (1 seeds)" in text
+    assert "mean over seeds 0, 2" in text and "AP  45.0 " in text and "AP  30.0 " in text
     assert table.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
