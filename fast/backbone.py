@@ -1,6 +1,5 @@
 """The backbone: four stages of clustering, local attention and merging (paper sec. 3, Fig. 2, Table 1)."""
 
-import math
 import operator
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import AttentionBlock
+from .checks import check_choice, is_number, is_whole, shown
 from .clustering import check_cluster_size
 from .curves import CURVES
 from .grid_prior import METRICS, grid_prior, local_stride, reserved_tokens
@@ -19,6 +19,9 @@ from .patch_embedding import PatchEmbedding, grid_positions, prepare_image
 from .selection import Importance, choose, token_counts
 
 STAGES = 4
+MOST = {  # more is a slip, and would fill the memory
+    "depths": 64, "dims": 2**14, "neighborhood": 2**24, "mlp_ratio": 64, "num_classes": 2**20,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,38 +48,30 @@ class Config:
             value = getattr(self, name)
             whole = isinstance(value, tuple | list) and all(is_whole(v) and v >= 1 for v in value)
             if not whole or len(value) != STAGES:
-                raise ValueError(f"{name} must hold {STAGES} positive whole numbers, one a stage, not {value!r}")
+                raise ValueError(f"{name} must hold {STAGES} positive whole numbers, one a stage, not {shown(value)}")
+            if name in MOST and max(value) > MOST[name]:
+                raise ValueError(f"{name} must be at most {MOST[name]:,} each, not {shown(max(value))}")
             object.__setattr__(self, name, tuple(value))
         for dim, heads in zip(self.dims, self.heads, strict=True):
             if dim % heads:
                 raise ValueError(f"dims {self.dims} must be multiples of heads {self.heads}")
-        for name, known in (("curve", CURVES), ("stride_metric", METRICS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        check_choice("curve", self.curve, CURVES)
+        check_choice("stride_metric", self.stride_metric, METRICS)
         check_cluster_size(self.cluster_size)
-        hidden = is_number(self.mlp_ratio) and self.mlp_ratio * min(self.dims) >= 1
+        hidden = is_number(self.mlp_ratio) and 1 / min(self.dims) <= self.mlp_ratio <= MOST["mlp_ratio"]
+        classes = is_whole(self.num_classes) and 0 <= self.num_classes <= MOST["num_classes"]
         limits = {
             "rate": (is_number(self.rate) and 0 < self.rate <= 1, "in (0, 1]"),
             "alpha": (is_number(self.alpha), "a finite number"),
-            "mlp_ratio": (hidden, "positive, for at least one hidden channel"),
+            "mlp_ratio": (hidden, f"positive, for at least one hidden channel, and at most {MOST['mlp_ratio']}"),
             "layer_scale": (self.layer_scale is None or is_number(self.layer_scale), "a finite number or None"),
             "reserve": (isinstance(self.reserve, bool), "True or False"),
             "drop_path": (is_number(self.drop_path) and 0 <= self.drop_path < 1, "in [0, 1)"),
-            "num_classes": (is_whole(self.num_classes) and self.num_classes >= 0, "a whole number, at least 0"),
+            "num_classes": (classes, f"a whole number from 0 to {MOST['num_classes']:,}"),
         }
         for name, (holds, what) in limits.items():
             if not holds:
-                raise ValueError(f"{name} must be {what}, not {getattr(self, name)!r}")
-
-
-def is_whole(value):
-    """Whether a value is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value):
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+                raise ValueError(f"{name} must be {what}, not {shown(getattr(self, name))}")
 
 
 @dataclass(frozen=True)

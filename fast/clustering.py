@@ -5,6 +5,7 @@ import math
 import torch
 
 from . import ops
+from .checks import FARTHEST, check_sides, check_whole, is_whole, shown
 from .curves import curve_ranks
 from .ops.ordering.plain import anchor_ratio, cluster_sums
 
@@ -23,12 +24,12 @@ LARGEST_CLUSTER = 2**16  # tokens; the last cluster is filled up to this size
 
 def check_cluster_size(cluster_size):
     """Refuse what is no whole number from 1 to ``LARGEST_CLUSTER``."""
-    if isinstance(cluster_size, bool) or not hasattr(cluster_size, "__index__"):
-        raise TypeError(f"cluster_size must be a whole number, not {cluster_size!r}")
+    if not is_whole(cluster_size):
+        raise TypeError(f"cluster_size must be a whole number, not {shown(cluster_size)}")
     if cluster_size < 1:
-        raise ValueError(f"cluster_size must be at least 1, not {cluster_size}")
+        raise ValueError(f"cluster_size must be at least 1, not {shown(cluster_size)}")
     if cluster_size > LARGEST_CLUSTER:
-        raise ValueError(f"cluster_size must be at most {LARGEST_CLUSTER}, not {cluster_size}")
+        raise ValueError(f"cluster_size must be at most {LARGEST_CLUSTER}, not {shown(cluster_size)}")
 
 
 def check_positions(positions, grid_size):
@@ -41,7 +42,10 @@ def check_positions(positions, grid_size):
     ValueError
         Another shape, a token off the grid, two tokens in one cell.
     """
+    check_sides("grid_size", grid_size, FARTHEST**2)
     h, w = grid_size
+    if not isinstance(positions, torch.Tensor) or positions.layout != torch.strided:
+        raise TypeError(f"positions must be a dense tensor, not {shown(type(positions).__name__)}")
     if positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
         raise TypeError(f"positions must be integers (cells of the finest grid), not {positions.dtype}")
     if positions.ndim != 3 or positions.shape[-1] != 2 or positions.shape[1] == 0:
@@ -61,7 +65,9 @@ def check_positions(positions, grid_size):
 
 def patch_grid(n, cluster_size, grid_size):
     """Return (nh, nw), the patches down and across: square-ish, about one for each of the ceil(n / m) clusters."""
+    check_whole("n", n, 1)
     check_cluster_size(cluster_size)
+    check_sides("grid_size", grid_size, FARTHEST**2)
     h, w = grid_size
     side = math.sqrt(h * w / -(-n // cluster_size))
     return max(1, round(h / side)), max(1, round(w / side))

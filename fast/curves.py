@@ -4,6 +4,8 @@ from functools import lru_cache
 
 import torch
 
+from .checks import check_choice, check_sides
+
 CURVES = ("scanline", "hilbert", "peano", "morton")
 
 
@@ -26,10 +28,8 @@ def curve_ranks(nh, nw, curve="scanline", device=None):
     ValueError
         Unknown curve, or a side below 1.
     """
-    if curve not in CURVES:
-        raise ValueError(f"curve must be one of {', '.join(CURVES)}, not {curve!r}")
-    if nh < 1 or nw < 1:
-        raise ValueError(f"a curve needs at least 1 x 1 patches, not {nh} x {nw}")
+    check_choice("curve", curve, CURVES)
+    check_sides("a curve's patches", (nh, nw))
     iy, ix = torch.arange(nh, device=device)[:, None], torch.arange(nw, device=device)
     if curve == "scanline":
         return iy * nw + torch.where(iy % 2 == 0, ix, nw - 1 - ix)

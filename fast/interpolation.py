@@ -3,6 +3,7 @@
 import torch
 
 from . import ops
+from .checks import check_arrays, check_indices
 from .ops.sampling.plain import FLOOR, HALF_POWER, shepard_weights
 
 __all__ = ["FLOOR", "HALF_POWER", "shepard", "shepard_weights"]
@@ -24,7 +25,12 @@ def shepard(points, positions, features, nearest, half_power=HALF_POWER):
     -------
     (B, q, C) tensor
     """
-    wide = torch.promote_types(features.dtype, torch.float32)
+    check_arrays(
+        points=(points, "real or whole", "B q 2"), positions=(positions, "whole", "B n 2"),
+        features=(features, "real", "B n C"), nearest=(nearest, "whole", "B q k"),
+    )  # fmt: skip
+    check_indices("nearest", nearest, positions.shape[1], -(2**31))  # negative: fewer than k
+    positions, wide = positions.long(), torch.promote_types(features.dtype, torch.float32)
     power = half_power if torch.is_tensor(half_power) else features.new_full((1,), half_power, dtype=wide)
     points, nearest = points[:, :, None, None], nearest[:, :, None, None]  # one head, one location
     return ops.sample(points, None, positions, features[:, :, None], nearest, power).squeeze(2)

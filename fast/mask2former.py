@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
+from .checks import check_arrays, check_choice, check_whole, is_whole, shown
 from .deformable import LOOKUPS, DeformableAttention, lookup_tables
 from .interpolation import shepard
 from .ops import apply_linear
@@ -17,6 +18,10 @@ from .segmenter import Segmenter, output
 
 LEVELS = 3
 SINE_MAXIMA = ("image", "batch")
+MOST = {  # more is a slip, and would fill the memory
+    "num_classes": 2**20, "hidden_dim": 2**14, "num_queries": 2**16, "heads": 2**14, "points": 2**10,
+    "encoder_layers": 64, "decoder_layers": 64, "encoder_ffn": 2**20, "decoder_ffn": 2**20,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,13 @@ class HeadConfig:
 
     def __post_init__(self):
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(field.default, int) and not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"{field.name} must be a whole number, at least 1, not {value!r}")
+            value, most = getattr(self, field.name), MOST.get(field.name)
+            if most and not (is_whole(value) and 1 <= value <= most):
+                raise ValueError(f"{field.name} must be a whole number from 1 to {most:,}, not {shown(value)}")
         if self.hidden_dim % 4 or self.hidden_dim % self.heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of 4 and of heads {self.heads}")
-        for name, known in (("lookup", LOOKUPS), ("sine_max", SINE_MAXIMA)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        check_choice("lookup", self.lookup, LOOKUPS)
+        check_choice("sine_max", self.sine_max, SINE_MAXIMA)
 
 
 def sine_embedding(positions, channels, largest=None, dtype=torch.float32):
@@ -53,6 +57,10 @@ def sine_embedding(positions, channels, largest=None, dtype=torch.float32):
     For x, then for y: D/4 sines, then D/4 cosines, of 2 pi x / (largest + 1e-6) / 10000^(2 j / (D/2)), j = 0, 1, ...
     ``largest`` (B or 1, 2) is what x and y are divided by; by default the largest of each image's own positions.
     """
+    check_arrays(positions=(positions, "whole", "B n 2"))
+    check_whole("channels", channels, 4, MOST["hidden_dim"])
+    if channels % 4:
+        raise ValueError(f"channels must be a multiple of 4, not {channels}")
     largest = positions.amax(dim=1) if largest is None else largest
     angle = positions.to(dtype) / (largest[:, None].to(dtype) + 1e-6) * (2 * torch.pi)
     exponent = 2 * torch.arange(channels // 4, device=positions.device, dtype=dtype) / (channels // 2)
@@ -156,6 +164,7 @@ def attention_mask(mask_logits):
     True where the query's mask is more likely absent than present, except for a query that would see nothing: that sees
     all. No gradient passes.
     """
+    check_arrays(mask_logits=(mask_logits, "real", "B q n"))
     attn_mask = mask_logits.detach() < 0  # sigmoid < 1/2
     return attn_mask & ~attn_mask.all(dim=2, keepdim=True)
 

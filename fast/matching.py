@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, grid_sample, pad, softplus
 
+from .checks import check_arrays, check_indices
+
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0
 NO_OBJECT_WEIGHT = 0.1
 POINTS, OVERSAMPLE, IMPORTANT = 12544, 3, 0.75
@@ -16,7 +18,8 @@ POINTS, OVERSAMPLE, IMPORTANT = 12544, 3, 0.75
 
 def sample_points(maps, points):
     """Read maps (m, h, w) at points (p, 2) or (m, p, 2), (x, y) in [0, 1]: bilinear, zero outside -> (m, p)."""
-    points = points.expand(len(maps), -1, -1)
+    check_arrays(maps=(maps, "real", "m h w"), points=(points, "real", "... 2"))
+    points = points.to(maps.dtype).expand(len(maps), -1, -1)
     return grid_sample(maps[:, None], 2 * points[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
 
 
@@ -37,7 +40,12 @@ def matching_costs(class_logits, mask_logits, labels, targets):
     (..., q, g) tensor
         2 (-probability of the class) + 5 (mean cross-entropy) + 5 (1 - dice).
     """
-    prob = class_logits.softmax(dim=-1)
+    check_arrays(
+        class_logits=(class_logits, "real", "... q classes"), mask_logits=(mask_logits, "real", "... q p"),
+        labels=(labels, "whole", "... g"), targets=(targets, "real", "... g p"),
+    )  # fmt: skip
+    check_indices("labels", labels, class_logits.shape[-1])
+    prob, labels = class_logits.softmax(dim=-1), labels.long()
     class_cost = -prob.gather(-1, labels[..., None, :].expand(*prob.shape[:-1], -1))
     # mean over the points of softplus(-x) t + softplus(x) (1 - t), which is softplus(x) - x t
     mask_cost = (softplus(mask_logits).sum(dim=-1, keepdim=True) - mask_logits @ targets.mT) / mask_logits.shape[-1]
@@ -49,6 +57,7 @@ def matching_costs(class_logits, mask_logits, labels, targets):
 
 def match(costs):
     """Pair queries with objects at the least total cost (Hungarian method, SciPy): (q, g) -> queries, objects (r,)."""
+    check_arrays(costs=(costs, "real or whole", "q g"))
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError:

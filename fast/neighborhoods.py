@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import FARTHEST, check_arrays, check_choice, check_sides, check_whole
 from .clustering import check_cluster_size, cluster_tokens
+from .curves import CURVES
 from .ops import dispatch, nearest_clusters, nearest_tokens
 from .ops.attention import Plan, fake_plan, make_plan
 from .ops.indexing import gather_rows
@@ -16,6 +18,9 @@ __all__ = ["StageGeometry", "nearest_clusters", "nearest_count", "nearest_tokens
 
 def nearest_count(neighborhood, cluster_size, k):
     """Return R, the clusters that make a neighbourhood of about ``neighborhood`` tokens: at least 1, at most k."""
+    check_whole("neighborhood", neighborhood, 1)
+    check_cluster_size(cluster_size)
+    check_whole("k", k, 1)
     return max(1, min(round(neighborhood / cluster_size), k))
 
 
@@ -90,7 +95,7 @@ def stage_geometry(positions, cluster_size, neighborhood, grid_size, curve="scan
 
     Parameters
     ----------
-    positions : (B, n, 2) int64 tensor
+    positions : (B, n, 2) integer tensor
         Distinct cells of the grid; not checked here.
     cluster_size : int
         m.
@@ -106,7 +111,12 @@ def stage_geometry(positions, cluster_size, neighborhood, grid_size, curve="scan
     StageGeometry
         With M = R m slots, or M = n where all tokens are seen.
     """
+    check_arrays(positions=(positions, "whole", "B n 2"))
+    positions = positions.long()
     check_cluster_size(cluster_size)
+    check_whole("neighborhood", neighborhood, 1)
+    check_sides("grid_size", grid_size, FARTHEST**2)
+    check_choice("curve", curve, CURVES)
     path = dispatch.path("attention", positions.device)
     parts = torch.ops.aff.stage_geometry(positions, cluster_size, neighborhood, *grid_size, curve, dtype, path)
     return StageGeometry(positions, *parts[:5], Plan(path, tuple(parts[5:])), dtype)

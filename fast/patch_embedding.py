@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .checks import check_sides
+
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's red, green, blue, on a scale of 0 to 1
 STD = (0.229, 0.224, 0.225)
 SMALLEST_SIDE = 32  # pixels
@@ -62,6 +64,7 @@ def _check_finite(image):
 
 def grid_positions(grid_size, device=None):
     """Return the positions (h w, 2) of all cells of the grid (h, w), as (x, y), in raster order, int64."""
+    check_sides("grid_size", grid_size)
     y, x = torch.meshgrid(*(torch.arange(side, device=device) for side in grid_size), indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)
 

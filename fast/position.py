@@ -2,6 +2,8 @@
 
 import torch
 
+from .checks import check_arrays
+
 
 def relative_position(offsets, dtype=torch.float32):
     """Expand (dx, dy) to (dx, dy, distance, sine, cosine).
@@ -18,6 +20,7 @@ def relative_position(offsets, dtype=torch.float32):
     (..., 5) tensor
         The angle's terms are 0 where the distance is 0.
     """
+    check_arrays(offsets=(offsets, "real or whole", "... 2"))
     return torch.stack(position_terms(*offsets.to(dtype).unbind(-1)), dim=-1)
 
 

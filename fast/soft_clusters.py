@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from .checks import check_arrays, check_indices
 from .neighborhoods import nearest_tokens
 from .ops import apply_linear
 from .ops.indexing import gather_rows
@@ -38,4 +39,10 @@ class SoftAssignment(nn.Module):
 
 def decode_clusters(values, candidates, assignment):
     """Lift values of the merged tokens (B, K, V) to the fine tokens: x_i = sum_j A_ij x_j -> (B, n, V)."""
+    check_arrays(
+        values=(values, "real", "B K V"),
+        candidates=(candidates, "whole", "B n k"),
+        assignment=(assignment, "real", "B n k"),
+    )
+    check_indices("candidates", candidates, values.shape[1])
     return (assignment[:, :, None].to(values.dtype) @ gather_rows(values, candidates)).squeeze(2)

@@ -43,7 +43,7 @@ MODULES = {
     "hcformer.forward": ("HCFormer.forward", {"weights", "config", "stages", "token_sets", "grid_size", "largest"}),
     "backbone.forward_stage": ("Stage.forward", {"config", "weights", "index", "grid_size"}),  # geometry is handed in
 }
-REFERENCE_ONLY = {"neighborhoods.scaled_distances"}  # a step of the brute-force search
+REFERENCE_ONLY = {"neighborhoods.scaled_distances", "checks.check_span"}  # steps of the brute-force search
 FAST_ONLY = {  # unchecked forms, how to gather, how to begin, and what the reference writes in place
     *("cluster_order", "cluster_tokens", "choose", "weight_network", "projection", "lookup_tables"),
     *("init_matrices", "level_codes", "output", "important_points", "position_terms"),

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from .checks import FARTHEST, check_sides, check_whole, is_whole, shown
 from .curves import curve_ranks
 
 LARGEST_CLUSTER = 2**16  # tokens; the last cluster is filled up to this size
@@ -14,12 +15,12 @@ LARGEST_CLUSTER = 2**16  # tokens; the last cluster is filled up to this size
 
 def check_cluster_size(cluster_size):
     """Refuse what is no whole number from 1 to ``LARGEST_CLUSTER``."""
-    if isinstance(cluster_size, bool) or not hasattr(cluster_size, "__index__"):
-        raise TypeError(f"cluster_size must be a whole number, not {cluster_size!r}")
+    if not is_whole(cluster_size):
+        raise TypeError(f"cluster_size must be a whole number, not {shown(cluster_size)}")
     if cluster_size < 1:
-        raise ValueError(f"cluster_size must be at least 1, not {cluster_size}")
+        raise ValueError(f"cluster_size must be at least 1, not {shown(cluster_size)}")
     if cluster_size > LARGEST_CLUSTER:
-        raise ValueError(f"cluster_size must be at most {LARGEST_CLUSTER}, not {cluster_size}")
+        raise ValueError(f"cluster_size must be at most {LARGEST_CLUSTER}, not {shown(cluster_size)}")
 
 
 def check_positions(positions, grid_size):
@@ -32,7 +33,10 @@ def check_positions(positions, grid_size):
     ValueError
         A shape other than (n, 2) with n >= 1, a token off the grid, two tokens in one cell.
     """
+    check_sides("grid_size", grid_size, FARTHEST**2)
     h, w = grid_size
+    if not isinstance(positions, np.ndarray):
+        raise TypeError(f"positions must be an array, not {shown(type(positions).__name__)}")
     if not np.issubdtype(positions.dtype, np.integer):
         raise TypeError(f"positions must be integers (cells of the finest grid), not {positions.dtype}")
     if positions.ndim != 2 or positions.shape[1] != 2 or len(positions) == 0:
@@ -49,7 +53,9 @@ def check_positions(positions, grid_size):
 
 def patch_grid(n, cluster_size, grid_size):
     """Return (nh, nw), the patches down and across: square-ish, about one for each of the ceil(n / m) clusters."""
+    check_whole("n", n, 1)
     check_cluster_size(cluster_size)
+    check_sides("grid_size", grid_size, FARTHEST**2)
     h, w = grid_size
     k = -(-n // cluster_size)
     side = math.sqrt(h * w / k)

@@ -13,6 +13,8 @@ Consecutive patches share an edge on scanline, Hilbert and Peano for every nh an
 
 import numpy as np
 
+from .checks import check_choice, check_sides
+
 CURVES = ("scanline", "hilbert", "peano", "morton")
 
 
@@ -35,10 +37,8 @@ def curve_ranks(nh, nw, curve="scanline"):
     ValueError
         Unknown curve, or a side below 1.
     """
-    if curve not in CURVES:
-        raise ValueError(f"curve must be one of {', '.join(CURVES)}, not {curve!r}")
-    if nh < 1 or nw < 1:
-        raise ValueError(f"a curve needs at least 1 x 1 patches, not {nh} x {nw}")
+    check_choice("curve", curve, CURVES)
+    check_sides("a curve's patches", (nh, nw))
     walk = {"scanline": _scanline, "hilbert": _hilbert, "peano": _peano, "morton": _morton}[curve]
     path = walk(nh, nw)  # (nh nw, 2): (iy, ix) of the patches in the order of the visit
     ranks = np.empty((nh, nw), dtype=np.int64)

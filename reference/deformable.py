@@ -12,6 +12,7 @@ from .neighborhoods import nearest_tokens
 from .patch_embedding import grid_positions
 
 NEAREST = 4  # tokens that a value is interpolated from
+LOOKUPS = ("rounded", "exact")
 
 
 def lookup_table(positions, grid_size):

@@ -3,6 +3,8 @@
 import numpy as np
 from scipy.spatial import cKDTree
 
+from .checks import check_arrays, check_choice, check_span, check_whole
+
 METRICS = ("l2", "l1")
 
 
@@ -26,8 +28,9 @@ def local_stride(positions, metric="l2"):
     ValueError
         Unknown metric.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+    check_choice("metric", metric, METRICS)
+    check_arrays(positions=(positions, "whole", "n 2"))
+    check_span(positions, positions)
     gap = np.abs(positions[:, None] - positions)  # (n, n, 2)
     distance = (gap**2).sum(axis=-1) if metric == "l2" else gap.sum(axis=-1) ** 2  # squared: stays an integer
     np.fill_diagonal(distance, np.iinfo(np.int64).max)
@@ -52,9 +55,12 @@ def _power_of_two(squared_distance):
 
 def grid_prior(positions, stride):
     """Return g (n,) float64: 1 where both coordinates are multiples of twice the local stride, else 0."""
+    check_arrays(positions=(positions, "whole", "n 2"), stride=(stride, "whole", "n"))
     return (positions % (2 * stride[:, None]) == 0).all(axis=1).astype(np.float64)
 
 
 def reserved_tokens(positions, stage):
     """Return (n,) bool: the tokens on the grid of spacing 2^(stage + 1), which the merge of stage 1, 2 or 3 keeps."""
+    check_arrays(positions=(positions, "whole", "n 2"))
+    check_whole("stage", stage, 1, 16)
     return (positions % 2 ** (stage + 1) == 0).all(axis=1)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .checks import check_arrays, check_indices
+
 FLOOR = 1e-11  # added to (d^2)^a, so that a token's own place is no division by zero
 HALF_POWER = 3.0  # a = power / 2 with the power 6 of the paper
 
@@ -44,5 +46,10 @@ def shepard(points, positions, features, nearest, half_power=HALF_POWER):
     -------
     (q, C) float64 array
     """
+    check_arrays(
+        points=(points, "real or whole", "q 2"), positions=(positions, "whole", "n 2"),
+        features=(features, "real", "n C"), nearest=(nearest, "whole", "q k"),
+    )  # fmt: skip
+    check_indices("nearest", nearest, len(positions))
     weights = shepard_weights(points, positions[nearest], half_power)
     return np.einsum("qk,qkc->qc", weights, features[nearest])

@@ -4,14 +4,21 @@ Levels 0, 1, 2 are the backbone's token sets res5, res4, res3, everywhere. Weigh
 names them: ``pixel_decoder.*`` and ``decoder.*``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from .deformable import deformable_attention, lookup_table
+from .checks import check_arrays, check_choice, check_whole, is_whole, shown
+from .deformable import LOOKUPS, deformable_attention, lookup_table
 from .interpolation import shepard
 from .layers import layer_norm, linear, multihead_attention, relu, subset
 from .pointconv import pointconv
+
+SINE_MAXIMA = ("image", "batch")
+MOST = {  # more is a slip, and would fill the memory
+    "num_classes": 2**20, "hidden_dim": 2**14, "num_queries": 2**16, "heads": 2**14, "points": 2**10,
+    "encoder_layers": 64, "decoder_layers": 64, "encoder_ffn": 2**20, "decoder_ffn": 2**20,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,16 @@ class HeadConfig:
     lookup: str = "rounded"  # or "exact": see deformable.py
     sine_max: str = "image"  # or "batch": what the sine code's positions are divided by
 
+    def __post_init__(self):
+        for field in fields(self):
+            value, most = getattr(self, field.name), MOST.get(field.name)
+            if most and not (is_whole(value) and 1 <= value <= most):
+                raise ValueError(f"{field.name} must be a whole number from 1 to {most:,}, not {shown(value)}")
+        if self.hidden_dim % 4 or self.hidden_dim % self.heads:
+            raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of 4 and of heads {self.heads}")
+        check_choice("lookup", self.lookup, LOOKUPS)
+        check_choice("sine_max", self.sine_max, SINE_MAXIMA)
+
 
 def sine_embedding(positions, channels, largest=None):
     """Code positions as sines and cosines.
@@ -47,6 +64,10 @@ def sine_embedding(positions, channels, largest=None):
     (n, D) float64 array
         For x, then for y: D/4 sines, then D/4 cosines, of 2 pi x / (largest + 1e-6) / 10000^(2 j / (D/2)), j = 0, 1 ..
     """
+    check_arrays(positions=(positions, "whole", "n 2"))
+    check_whole("channels", channels, 4, MOST["hidden_dim"])
+    if channels % 4:
+        raise ValueError(f"channels must be a multiple of 4, not {channels}")
     largest = positions.max(axis=0) if largest is None else largest
     angle = positions / (largest + 1e-6) * 2 * np.pi
     divisor = 10000.0 ** (2 * np.arange(channels // 4) / (channels // 2))
@@ -133,6 +154,7 @@ def attention_mask(mask_logits):
     True where the query's mask is more likely absent than present, except for a query that would see nothing: that sees
     all.
     """
+    check_arrays(mask_logits=(mask_logits, "real", "q n"))
     attn_mask = mask_logits < 0  # sigmoid < 1/2
     return attn_mask & ~attn_mask.all(axis=1, keepdims=True)
 

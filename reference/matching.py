@@ -6,6 +6,7 @@ Masks are compared at sampled points only. All logits are in natural units; targ
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from .checks import check_arrays, check_indices
 from .layers import log_softmax, sigmoid, softplus
 
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0
@@ -14,6 +15,7 @@ NO_OBJECT_WEIGHT = 0.1
 
 def sample_points(maps, points):
     """Read maps (m, h, w) at points (p, 2), (x, y) in [0, 1]: bilinear, zero outside -> (m, p)."""
+    check_arrays(maps=(maps, "real", "m h w"), points=(points, "real", "p 2"))
     h, w = maps.shape[1:]
     x, y = points[:, 0] * w - 0.5, points[:, 1] * h - 0.5
     x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
@@ -43,6 +45,11 @@ def matching_costs(class_logits, mask_logits, labels, targets):
     (q, g) array
         2 (-probability of the class) + 5 (mean cross-entropy) + 5 (1 - dice).
     """
+    check_arrays(
+        class_logits=(class_logits, "real", "q classes"), mask_logits=(mask_logits, "real", "q p"),
+        labels=(labels, "whole", "g"), targets=(targets, "real", "g p"),
+    )  # fmt: skip
+    check_indices("labels", labels, class_logits.shape[-1])
     p = mask_logits.shape[1]
     class_cost = -np.exp(log_softmax(class_logits))[:, labels]
     mask_cost = (softplus(-mask_logits) @ targets.T + softplus(mask_logits) @ (1 - targets).T) / p
@@ -54,6 +61,7 @@ def matching_costs(class_logits, mask_logits, labels, targets):
 
 def match(costs):
     """Pair queries with objects at the least total cost (Hungarian method): (q, g) -> queries (r,), objects (r,)."""
+    check_arrays(costs=(costs, "real or whole", "q g"))
     return linear_sum_assignment(costs)
 
 

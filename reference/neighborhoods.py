@@ -5,12 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from .clustering import balanced_clusters, cluster_sums
+from .checks import check_arrays, check_span, check_whole
+from .clustering import balanced_clusters, check_cluster_size, cluster_sums
 from .position import relative_position
 
 
 def nearest_count(neighborhood, cluster_size, k):
     """Return R, the clusters that make a neighbourhood of about ``neighborhood`` tokens: at least 1, at most k."""
+    check_whole("neighborhood", neighborhood, 1)
+    check_cluster_size(cluster_size)
+    check_whole("k", k, 1)
     return max(1, min(round(neighborhood / cluster_size), k))
 
 
@@ -40,6 +44,8 @@ def nearest_clusters(positions, sums, counts, nearest):
     (n, R) int64 array
         Cluster numbers, nearest first; of two at the same distance the lower number comes first.
     """
+    check_arrays(positions=(positions, "whole", "n 2"), sums=(sums, "whole", "k 2"), counts=(counts, "whole", "k"))
+    check_whole("nearest", nearest, 1)
     distances = scaled_distances(positions, sums, counts)
     return np.argsort(distances, axis=1, kind="stable")[:, :nearest]
 
@@ -78,6 +84,9 @@ def nearest_tokens(queries, positions, nearest):
     (q, k) int64 array
         Token indices, nearest first (L2); of two at the same distance the first in raster order comes first.
     """
+    check_arrays(queries=(queries, "real or whole", "q 2"), positions=(positions, "whole", "n 2"))
+    check_whole("nearest", nearest, 1)
+    check_span(queries, positions)
     raster = np.lexsort(positions.T)  # by y, then x
     distances = ((queries[:, None] - positions[raster]) ** 2).sum(axis=-1)  # (q, n)
     return raster[np.argsort(distances, axis=1, kind="stable")[:, :nearest]]
@@ -112,6 +121,8 @@ def stage_geometry(positions, cluster_size, neighborhood, grid_size, curve="scan
     StageGeometry
         With M = R m slots, or M = n where all tokens are seen.
     """
+    check_arrays(positions=(positions, "whole", "n 2"))
+    check_whole("neighborhood", neighborhood, 1)
     n = len(positions)
     order, cluster = balanced_clusters(positions, cluster_size, grid_size, curve)
     if neighborhood >= n:

@@ -5,6 +5,7 @@ Two 3 x 3 convolutions of stride 2 turn every 4 x 4 pixels into one token.
 
 import numpy as np
 
+from .checks import check_sides
 from .layers import batch_norm, convolution_3x3_stride_2, gelu, layer_norm, subset
 
 MEAN = np.array([0.485, 0.456, 0.406])  # of ImageNet's red, green, blue, on a scale of 0 to 1
@@ -60,5 +61,6 @@ def patch_embedding(image, weights):
 
 def grid_positions(grid_size):
     """Return the positions (h w, 2) of all cells of the grid (h, w), as (x, y), in raster order, int64."""
+    check_sides("grid_size", grid_size)
     y, x = np.indices(grid_size)
     return np.stack([x.ravel(), y.ravel()], axis=1)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .checks import check_arrays
+
 
 def relative_position(offsets):
     """Expand (dx, dy) to (dx, dy, distance, sine, cosine).
@@ -18,6 +20,7 @@ def relative_position(offsets):
     (..., 5) float64 array
         The angle's terms are 0 where the distance is 0. Sine comes before cosine, as in the released weights.
     """
+    check_arrays(offsets=(offsets, "real or whole", "... 2"))
     dx, dy = np.moveaxis(np.asarray(offsets, dtype=np.float64), -1, 0)
     distance = np.sqrt(dx**2 + dy**2)
     divisor = np.where(distance == 0, 1.0, distance)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .checks import FARTHEST, check_arrays, check_number, check_sides, check_whole, is_number, shown
 from .layers import linear, sigmoid
 
 
@@ -33,8 +34,12 @@ def token_counts(grid_size, rate, reserve=True, stages=4):
         A rate outside (0, 1], or one that keeps fewer tokens than are reserved; the message names the stage, K, the
         number reserved and the smallest rate (to four digits) that would do.
     """
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate must be in (0, 1], not {rate}")
+    check_sides("grid_size", grid_size, FARTHEST**2)
+    check_whole("stages", stages, 1, 16)
+    if not isinstance(reserve, bool):
+        raise TypeError(f"reserve must be True or False, not {shown(reserve)}")
+    if not is_number(rate) or not 0 < rate <= 1:
+        raise ValueError(f"rate must be in (0, 1], not {shown(rate)}")
     counts, problem = _counts(grid_size, rate, reserve, stages)
     if problem:
         enough = next(r / 10000 for r in range(1, 10001) if not _counts(grid_size, r / 10000, reserve, stages)[1])
@@ -84,6 +89,9 @@ def select(scores, prior, reserved, keep, alpha):
     ValueError
         K below 1, above n, or below the number of reserved tokens.
     """
+    check_arrays(scores=(scores, "real", "n"), prior=(prior, "real", "n"), reserved=(reserved, "true or false", "n"))
+    check_whole("keep", keep, -(2**31))
+    check_number("alpha", alpha)
     n, count = len(scores), int(np.count_nonzero(reserved))
     if not 1 <= keep <= n:
         raise ValueError(f"keep must be between 1 and the {n} tokens there are, not {keep}")

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .checks import check_arrays, check_indices
 from .layers import layer_norm, subset
 from .neighborhoods import nearest_tokens
 
@@ -45,4 +46,8 @@ def _unit(x):
 
 def decode_clusters(values, candidates, assignment):
     """Lift values of the merged tokens (K, V) to the fine tokens: x_i = sum_j A_ij x_j -> (n, V)."""
+    check_arrays(
+        values=(values, "real", "K V"), candidates=(candidates, "whole", "n k"), assignment=(assignment, "real", "n k")
+    )
+    check_indices("candidates", candidates, values.shape[0])
     return np.einsum("nk,nkv->nv", assignment, values[candidates])

@@ -73,22 +73,23 @@ def call(name, function, *arguments):
         Source file, as for ``load``; function of it, whose first argument is ``const Threads*``. It returns nothing.
     *arguments : tensor, None, int or float
         Contiguous CPU tensors, passed as pointers (None: a null pointer); int64; double. A function's arguments are
-        of the same kinds in every call.
+        of the same kinds in every call, and tensors of the same dtypes.
 
     Raises
     ------
     ValueError
         A tensor that is not contiguous memory of the CPU.
     TypeError
-        Another kind of argument, or kinds that differ from those of the first call.
+        Another kind of argument, or kinds or dtypes that differ from those of the first call.
     CompilerError
         As ``load``.
     """
-    values, kinds = [], [ctypes.c_void_p]
+    values, kinds, dtypes = [], [ctypes.c_void_p], {}
     for value in arguments:
         if isinstance(value, torch.Tensor):
             if not (value.is_cpu and value.is_contiguous()) or value.is_conj() or value.is_neg():
                 raise ValueError(f"{name}: {function}: argument {len(kinds)} must be a contiguous tensor on the CPU")
+            dtypes[len(kinds)] = value.dtype
             values.append(value.data_ptr())
             kinds.append(ctypes.c_void_p)
         else:
@@ -99,10 +100,20 @@ def call(name, function, *arguments):
         entry.argtypes, entry.restype = kinds, None
     if entry.argtypes != kinds:
         raise TypeError(f"{name}: {function}: kinds of arguments differ from those of its first call, or are unknown")
+    known = _dtypes(name, function)
+    for place, dtype in dtypes.items():
+        if known.setdefault(place, dtype) != dtype:
+            raise TypeError(f"{name}: {function}: argument {place} must hold {known[place]}, not {dtype}")
     entry(ctypes.byref(_threads(_start(), torch.get_num_threads())), *values)
 
 
 _KINDS = {type(None): ctypes.c_void_p, int: ctypes.c_int64, bool: ctypes.c_int64, float: ctypes.c_double}
+
+
+@functools.cache
+def _dtypes(name, function):
+    """The dtypes of a function's tensors by place, as they were when each was there first."""
+    return {}
 
 
 @functools.cache

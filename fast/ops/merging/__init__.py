@@ -7,6 +7,7 @@ step for torch.compile and CUDA graphs.
 import torch
 from torch import Tensor
 
+from ...checks import check_arrays
 from .. import dispatch
 from . import plain
 
@@ -34,6 +35,10 @@ def merge(features, scores, positions, kept, neighbors, parameters, sign=1):
     (B, K, 4 C) tensor
         Laid out as [4][C], in the wider of the dtypes of features and scores.
     """
+    check_arrays(
+        features=(features, "real", "B n C"), positions=(positions, "whole", "images n 2"), kept=(kept, "whole", "B K"),
+        neighbors=(neighbors, "whole", "B K M"), parameters=(parameters, "real", "8 4"),
+    )  # fmt: skip
     path = dispatch.path("merging", features.device)
     inputs = features, scores, positions, kept, neighbors, parameters, sign
     return plain.merge(*inputs) if path == "plain" else _merge(*inputs, path)

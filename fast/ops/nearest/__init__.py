@@ -6,6 +6,7 @@ Which path runs is looked up when an operator is called (``dispatch``); no gradi
 import torch
 from torch import Tensor
 
+from ...checks import check_arrays, check_choice, check_whole
 from .. import dispatch
 from ..indexing import gather_rows
 from .grid import nearest_items
@@ -21,8 +22,8 @@ def nearest_clusters(positions, sums, counts, nearest):
 
     Parameters
     ----------
-    positions : (B, n, 2) int64 tensor
-    sums, counts : (B, k, 2) and (k,) int64 tensors
+    positions : (B, n, 2) integer tensor
+    sums, counts : (B, k, 2) and (k,) integer tensors
         S and c of each cluster; its centre is S / c. All counts but the last are equal.
     nearest : int
         R; all k clusters if it is more than k.
@@ -37,7 +38,9 @@ def nearest_clusters(positions, sums, counts, nearest):
     ValueError
         Positions so far apart that squared distances would not fit in int64.
     """
-    return _nearest_clusters(positions, sums, counts, min(nearest, len(counts)))
+    check_arrays(positions=(positions, "whole", "B n 2"), sums=(sums, "whole", "B k 2"), counts=(counts, "whole", "k"))
+    check_whole("nearest", nearest, 1)
+    return _nearest_clusters(positions.long(), sums.long(), counts.long(), min(nearest, len(counts)))
 
 
 @torch.library.custom_op("aff::nearest_clusters", mutates_args=())
@@ -62,7 +65,7 @@ def nearest_tokens(queries, positions, nearest, grid_size=None):
     ----------
     queries : (B, q, 2) tensor
         (x, y), in the same unit as the positions: int64, or floating point; those are compared in float64.
-    positions : (B, n, 2) int64 tensor
+    positions : (B, n, 2) integer tensor
     nearest : int
         k; all n tokens if it is more than n.
     grid_size : (h, w), optional
@@ -78,8 +81,10 @@ def nearest_tokens(queries, positions, nearest, grid_size=None):
     ValueError
         Integers so far apart that squared distances would not fit in int64.
     """
+    check_arrays(queries=(queries, "real or whole", "B q 2"), positions=(positions, "whole", "B n 2"))
+    check_whole("nearest", nearest, 1)
     width = None if grid_size is None else grid_size[1]
-    return _nearest_tokens(queries, positions, min(nearest, positions.shape[1]), width)
+    return _nearest_tokens(queries, positions.long(), min(nearest, positions.shape[1]), width)
 
 
 @torch.library.custom_op("aff::nearest_tokens", mutates_args=())
@@ -111,7 +116,7 @@ def local_stride(positions, metric="l2"):
 
     Parameters
     ----------
-    positions : (B, n, 2) int64 tensor
+    positions : (B, n, 2) integer tensor
         Distinct (x, y).
     metric : {"l2", "l1"}
 
@@ -125,9 +130,9 @@ def local_stride(positions, metric="l2"):
     ValueError
         Unknown metric, or positions so far apart that squared distances would not fit in int64.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
-    return torch.ops.aff.local_stride(positions, metric)
+    check_choice("metric", metric, METRICS)
+    check_arrays(positions=(positions, "whole", "B n 2"))
+    return torch.ops.aff.local_stride(positions.long(), metric)
 
 
 @torch.library.custom_op("aff::local_stride", mutates_args=())

@@ -416,7 +416,7 @@ void search_whole(const Threads* threads, const int64_t* queries, const int64_t*
                   int64_t n, int64_t k, int64_t scale, int64_t low, bool raster, const MakeResults& results_of) {
     std::vector<Tree> trees(batch);
     std::vector<std::vector<int64_t>> orders(batch);  // of the queries
-    const bool same = queries == items;
+    const bool same = queries == items && q == n;  // items may be the first of the queries, in one memory
     parallel_for(threads, same ? batch : 2 * batch, 1, [&](int64_t task, int64_t) {
         if (task < batch)
             trees[task] = build_tree(items + 2 * n * task, n, low, raster);

@@ -7,6 +7,7 @@ out = sum_p attention_p sum_k w_pk value_k, with w of ``plain.shepard_weights``.
 import torch
 from torch import Tensor
 
+from ...checks import check_arrays
 from .. import dispatch
 from . import plain
 
@@ -32,6 +33,10 @@ def sample(sampling_locations, attention, positions, values, nearest, half_power
     (B, q, H, d) tensor
         In the dtype of ``values``.
     """
+    check_arrays(
+        locations=(locations, "real or whole", "B q H P 2"), values=(values, "real", "B n H d"),
+        nearest=(nearest, "whole", "B q H P k"), positions=(positions, "whole", "images n 2"),
+    )  # fmt: skip
     path = dispatch.path("sampling", values.device)
     inputs = sampling_locations, attention, positions, values, nearest, half_power
     return plain.sample(*inputs) if path == "plain" else _sample(*inputs, path)
@@ -60,6 +65,11 @@ def sample_levels(sampling_locations, attention, tables, positions, values, half
     (B, q, H, d) tensor
         In the dtype of ``values``.
     """
+    check_arrays(
+        locations=(locations, "real", "B q H L P 2"), attention=(attention, "real", "B q H L P"),
+        values=(values, "real", "B n H d"), positions=(positions, "whole", "images n 2"),
+        tables=(tables, "whole", "L B cells 4"),
+    )  # fmt: skip
     path = dispatch.path("sampling", values.device)
     if path == "cpu":
         return _sample_levels(sampling_locations, attention, tables, positions, values, half_power, *grid_size)
