@@ -34,7 +34,7 @@ def sample(sampling_locations, attention, positions, values, nearest, half_power
         In the dtype of ``values``.
     """
     check_arrays(
-        locations=(locations, "real or whole", "B q H P 2"), values=(values, "real", "B n H d"),
+        sampling_locations=(sampling_locations, "real or whole", "B q H P 2"), values=(values, "real", "B n H d"),
         nearest=(nearest, "whole", "B q H P k"), positions=(positions, "whole", "images n 2"),
     )  # fmt: skip
     path = dispatch.path("sampling", values.device)
@@ -66,7 +66,7 @@ def sample_levels(sampling_locations, attention, tables, positions, values, half
         In the dtype of ``values``.
     """
     check_arrays(
-        locations=(locations, "real", "B q H L P 2"), attention=(attention, "real", "B q H L P"),
+        sampling_locations=(sampling_locations, "real", "B q H L P 2"), attention=(attention, "real", "B q H L P"),
         values=(values, "real", "B n H d"), positions=(positions, "whole", "images n 2"),
         tables=(tables, "whole", "L B cells 4"),
     )  # fmt: skip
