@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from parity_tests.seg_train_cases import KIND, config_of
-from parity_tests.seg_trees import bands, picture, write_png
+from tests.seg_train_cases import KIND, config_of
+from tests.seg_trees import bands, picture, write_png
 from train import evaluate, segment
-from train.checkpoint import KIND as CLASSIFIER
-from train.checkpoint import read_file, write_file
 from train.classify import main as classify
-from train.errors import run_command
-from train.segmentation.model import build_model
+from train.common.errors import run_command
+from train.models.checkpoint import KIND as CLASSIFIER
+from train.models.checkpoint import read_file, write_file
+from train.models.segmenter import build_model
 
 NAMES = ["ground", "square", "disc"]
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -51,7 +51,7 @@ def options(data, out):
     fixed = [
         "--data.task",
         "semantic",
-        "--judge.tasks",
+        "--evaluator.tasks",
         "[semantic]",
         "--run.batch_size",
         "2",
@@ -160,8 +160,8 @@ def test_a_classifier_s_other_classes_are_refused(tmp_path, classifier, capsys):
 
 
 def test_a_classifier_starts_from_weights_by_name(tmp_path, classifier):
-    from train.build import build_model as build
-    from train.config import load_config
+    from train.config.loader import load_config
+    from train.models.classifier import build_model as build
 
     config = load_config("digits_smoke", ["--model.num_classes", "3", "--model.init", str(classifier / "turned.pt")])
     weights = read_file(classifier / "run" / "best.pt", CLASSIFIER)["model"]

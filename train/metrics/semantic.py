@@ -1,4 +1,4 @@
-"""Mean intersection over union by a confusion matrix, as the evaluators of ADE20K and Cityscapes compute it.
+"""Mean intersection over union by pixel counts, as the evaluators of ADE20K and Cityscapes compute it.
 
 Pixels without a true label, or to be ignored, are not counted at all. A class that is neither in the target nor
 predicted on a counted pixel takes no part in the mean.
@@ -20,19 +20,19 @@ class SemanticEvaluator(Evaluator):
 
     Attributes
     ----------
-    confusion : ndarray of int64, shape (C, C)
-        Pixels by true label (row) and predicted label (column).
+    pixels : ndarray of int64, shape (3, C)
+        Of each class: truly its own, predicted as it, and both.
     """
 
     task = "semantic"
 
     def __init__(self, vocabulary: Vocabulary):
         super().__init__(vocabulary)
-        self.confusion = np.zeros((vocabulary.num_classes,) * 2, dtype=np.int64)
+        self.pixels = np.zeros((3, vocabulary.num_classes), dtype=np.int64)
 
     def compute(self) -> dict:
         """Scores in percent."""
-        true, predicted, right = self.confusion.sum(1), self.confusion.sum(0), self.confusion.diagonal()
+        true, predicted, right = self.pixels
         with np.errstate(invalid="ignore"):
             iou, accuracy = 100 * right / (true + predicted - right), 100 * right / true  # 0 / 0 is NaN: left out
         return {
@@ -47,14 +47,15 @@ class SemanticEvaluator(Evaluator):
     def _add(self, target: Sample, prediction: np.ndarray) -> None:
         true, classes = label_map(target), self.vocabulary.num_classes
         counted = true != NOTHING
-        pairs = true[counted] * classes + prediction[counted]
-        self.confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        true, predicted = true[counted], prediction[counted]
+        parts = true, predicted, true[true == predicted]
+        self.pixels += np.stack([np.bincount(part, minlength=classes) for part in parts])
 
     def _kept(self) -> np.ndarray:
-        return self.confusion
+        return self.pixels
 
     def _join(self, kept: np.ndarray) -> None:
-        self.confusion += kept
+        self.pixels += kept
 
 
 def mean(values: np.ndarray) -> float:
