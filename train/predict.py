@@ -32,7 +32,7 @@ from .inference.classification import name_pictures
 from .inference.tokens import find_tile_tokens
 from .inference.views import cut_view, predict, prepare_views
 from .models.autocast import autocast
-from .models.checkpoint import KIND, SEGMENTER, TRAINED, read_file
+from .models.checkpoint import KIND, SEGMENTER, TRAINED, naming, read_file
 from .models.pretrained import one_of
 from .models.segmenter import build_model, load_strictly
 from .models.weights import kind_of, weights_of
@@ -85,10 +85,11 @@ def open_predictor(checkpoint: str | None, config: str | None, official: str | N
         raise UserError("give --checkpoint or --official, not both")
     if checkpoint:
         state = read_file(Path(checkpoint), SEGMENTER, (*TRAINED, "vocabulary", "task"))
-        settings = override(state["config"], overrides, Config)
-        settings.model.init = settings.model.backbone_init = None
-        model, vocabulary = build_model(settings), unpack_vocabulary(state["vocabulary"])
-        load_strictly(model, weights_of(state), checkpoint)
+        with naming(checkpoint):
+            settings = override(state["config"], overrides, Config)
+            settings.model.init = settings.model.backbone_init = None
+            model, vocabulary = build_model(settings), unpack_vocabulary(state["vocabulary"])
+            load_strictly(model, weights_of(state), checkpoint)
         task = state["task"]
     elif config and official:
         settings = load_config(config, [*overrides, "--model.init", official], Config)

@@ -20,9 +20,11 @@ from .common.output_files import Outputs
 from .config.classification import Config
 from .data.images import READ_ERRORS, open_rgb
 from .inference.classification import find_tokens
+from .models.checkpoint import SEGMENTER
 from .models.classifier import build_model
 from .models.pretrained import one_of
 from .models.trained import open_trained
+from .models.weights import kind_of
 from .visualization.figures import as_png
 from .visualization.tokens import draw_stages
 
@@ -63,6 +65,8 @@ def open_picture(path: str | None, side: int) -> np.ndarray:
 def open_network(options) -> tuple[nn.Module, Config, str]:
     """Create the network the command line names, with a word on its weights."""
     if options.checkpoint or options.official:
+        if options.checkpoint and not options.official and kind_of(options.checkpoint) == SEGMENTER:
+            raise UserError(f"{options.checkpoint} holds a segmenter: train.predict draws its tokens, too")
         model, config = open_trained(options.checkpoint, options.config, options.official)
         return model, config, Path(options.checkpoint or options.official).name
     torch.manual_seed(0)

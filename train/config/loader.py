@@ -70,7 +70,7 @@ def read_yaml(path: Path, kind: type[Section] = Config) -> dict:
     """Read a YAML file that holds a mapping of sections."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections ({', '.join(kind.model_fields)}), not a {type(values).__name__}")
@@ -132,8 +132,8 @@ def read_value(key: str, text: str):
         return text
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--{key}: cannot read {text!r} as a value") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, too many digits
+        raise UserError(f"--{key}: cannot read {text[:60]!r} as a value") from error
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

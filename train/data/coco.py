@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -302,5 +303,5 @@ def list_segments(annotation: dict) -> list[dict]:
     if odd:
         raise ValueError(f"a segment has id {shown(odd[0])}, not a whole number from 1 to 16777215")
     if len(set(ids)) < len(ids):
-        raise ValueError(f"segment {next(each for each in ids if ids.count(each) > 1)} is listed more than once")
+        raise ValueError(f"segment {Counter(ids).most_common(1)[0][0]} is listed more than once")
     return segments

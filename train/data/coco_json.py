@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
@@ -209,7 +210,7 @@ def read_vocabulary(categories: list[dict], name: str, path: Path) -> Vocabulary
 def check_names(names: list[str], path: Path) -> None:
     """Refuse two classes of one name."""
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(names).most_common(1)[0][0]
         raise UserError(f"{path} has two classes named {twice!r}: rename one, or give both one id")
 
 

@@ -185,7 +185,7 @@ def not_finite(run: Run, what: str, value: float, batches: list) -> UserError:
 
 
 def evaluate(run: Run, log: Log) -> None:
-    """Evaluate the weights, and the averaged ones where there are some; keep the best."""
+    """Evaluate the weights, and the averaged ones where there are some; keep whichever score best."""
     networks = {"": run.model} | ({"ema_": run.ema.module} if run.ema else {})
     values, alone = {}, run.ranks.size == 1
     for prefix, network in networks.items():
@@ -196,11 +196,9 @@ def evaluate(run: Run, log: Log) -> None:
             leave(run)
         values |= {prefix + name: value for name, value in result.items()}
         score = result.get(run.task.metric_name) or 0.0
-        if prefix or not run.ema:
-            better = score >= run.best
-            run.best = max(run.best, score)
-            if better:
-                run.save_best(network)
+        if score >= run.best:
+            run.best = score
+            run.save_best(network, averaged=bool(prefix))
     run.last = values
     log.record("eval", run.done, epoch=run.epoch + 1, **values)
     log.say(f"{run.place[0]}: {describe_scores(run.task, values, run.best)}")

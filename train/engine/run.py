@@ -157,10 +157,10 @@ class Run:
         if self.ranks.first:
             write_file(self.folder / LAST, state)
 
-    def save_best(self, model: nn.Module) -> None:
-        """Write best.pt: the weights that scored, without what only going on needs."""
+    def save_best(self, model: nn.Module, averaged: bool) -> None:
+        """Write best.pt: the weights that scored, averaged or not, without what only going on needs."""
         if self.ranks.first:
-            weights = {"best": self.best, "model": model.state_dict(), "ema": None}
+            weights = {"best": self.best, "averaged": averaged, "model": model.state_dict(), "ema": None}
             write_file(self.folder / BEST, self.where() | weights)
 
     def restore(self, path: Path) -> None:

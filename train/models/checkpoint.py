@@ -10,7 +10,7 @@ process holds whole, writes a folder of pickled plans.
 import io
 import math
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -57,6 +57,7 @@ FIELDS = {  # of a checkpoint: what each must be, in words and as a test
     "step": ("a count", is_count),
     "done": ("a count", is_count),
     "images": ("a count", is_count),
+    "averaged": ("true or false", lambda value: isinstance(value, bool)),
     "owed": ("true or false", lambda value: isinstance(value, bool)),
     "best": ("a number", lambda value: type(value) in (int, float) and math.isfinite(value)),
     "optimizer": ("an optimiser's state", lambda value: isinstance(value, dict)),
@@ -171,6 +172,15 @@ def read_file(path: Path, kind: str = KIND, needs: tuple[str, ...] = ()) -> dict
         if name in state and not holds(state[name]):
             raise UserError(f"checkpoint {path} is damaged: its {name!r} is not {what}{beside(path)}")
     return state
+
+
+@contextmanager
+def naming(path: str | Path | None):
+    """Begin what a checkpoint's own config or weights are refused for with the name of its file."""
+    try:
+        yield
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"checkpoint {path}: {error}") from error
 
 
 def beside(path: Path) -> str:

@@ -7,7 +7,7 @@ from torch import nn
 from ..common.errors import UserError
 from ..config.classification import Config
 from ..config.loader import load_config, override
-from .checkpoint import TRAINED, read_file
+from .checkpoint import TRAINED, naming, read_file
 from .classifier import build_model
 from .weights import load_strictly, read_official, weights_of
 
@@ -36,8 +36,9 @@ def open_trained(checkpoint: str | None, config: str | None, official: str | Non
         raise UserError("give --checkpoint or --official, not both")
     if checkpoint:
         state = read_file(Path(checkpoint), needs=TRAINED)
-        settings = load_config(config, overrides) if config else override(state["config"], overrides)
-        model, settings = with_weights(settings, weights_of(state), checkpoint)
+        with naming(checkpoint):
+            settings = load_config(config, overrides) if config else override(state["config"], overrides)
+            model, settings = with_weights(settings, weights_of(state), checkpoint)
         model.class_names = state.get("classes")
         return model, settings
     if not (config and official):
