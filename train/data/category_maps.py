@@ -1,5 +1,6 @@
 """Masks drawn as numbers: which number is which class, object, ignored or unknown."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +136,18 @@ class MaskSource:
     def name(self, index: int) -> str:
         """Return a picture's name."""
         return self.files[index][0]
+
+    def missing(self) -> list[int]:
+        """List the numbers of the pictures that are not there, or whose masks are not."""
+        return [i for i, (_, *paths) in enumerate(self.files) if not all(map(os.path.isfile, paths))]
+
+    def find_picture(self, index: int) -> Path:
+        """Return the path of a picture, or name it or its mask if one of them is not there."""
+        _, picture, mask = self.files[index]
+        for path, what in ((picture, "picture"), (mask, "mask")):
+            if not os.path.isfile(path):
+                raise DataError(f"missing {what}", f"no {what} {path}: put it there")
+        return picture
 
     def load(self, index: int, epoch: int = 0) -> Sample:
         """Read a picture and its masks, the same in every epoch."""

@@ -50,7 +50,7 @@ def check_pictures(source, on_bad_image: str) -> None:
     missing = source.missing() if hasattr(source, "missing") else []
     if not missing:
         return
-    count = f"{len(missing)} of {len(source)} pictures are not there"
+    count = f"{len(missing)} of {len(source)} pictures, or their masks, are not there"
     try:
         source.find_picture(missing[0])
     except UserError as error:
