@@ -152,6 +152,17 @@ def test_a_run_is_not_overwritten_unasked(tmp_path):
         main(["--config", "digits_smoke", "--run.output", str(tmp_path)])
 
 
+@pytest.mark.parametrize("content", [b'{"event": "mine"}\n', b"my notes\n", b"\xff\xfe"])
+def test_a_log_of_someone_else_is_kept(tmp_path, content):
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(content)
+    with pytest.raises(UserError, match="log.jsonl is no run's log: name another --run.output"):
+        main(["--config", "digits_smoke", "--run.output", str(tmp_path)])
+    assert log.read_bytes() == content
+    log.write_text('{"kind": "run", "update": 0}\n{"kind": "tra')  # of a run killed before its first checkpoint
+    assert main(["--config", "digits_smoke", "--run.output", str(tmp_path), "--schedule.epochs", "1"]) == 0
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient norm"])
 def test_loss_not_finite_stops_and_saves_the_batch(tmp_path, monkeypatch, where):
     config = load_config("digits_smoke", ["--run.output", str(tmp_path)])

@@ -9,7 +9,9 @@ from ..config.classification import Config
 from ..config.loader import help_text
 from ..config.section import Section
 from ..models.checkpoint import BEST, LAST, PREVIOUS, read_file
+from .log import read_line
 
+LOG = "log.jsonl"
 HARMLESS = {f"run.{key}" for key in ("output", "device", "threads", "log_every", "save_every", "tensorboard")}
 HARMLESS |= {"data.workers", "data.start_method"}
 
@@ -61,13 +63,25 @@ def find_resume(options: argparse.Namespace, config: Section) -> Path | None:
     found = [name for name in (LAST, PREVIOUS, BEST) if (folder / name).exists()]
     if found and not options.fresh:
         raise UserError(f"{folder} already holds a run: add --resume to go on, --fresh to replace it, or --run.output")
+    if not options.fresh and is_foreign(folder / LOG):
+        raise UserError(f"{folder / LOG} is no run's log: name another --run.output, or --fresh to replace it")
     return None
+
+
+def is_foreign(log: Path) -> bool:
+    """Whether there is a log whose first line no run has written."""
+    try:
+        with open(log, "rb") as file:
+            first = file.readline(1 << 20)
+    except OSError:
+        return False
+    return bool(first) and read_line(first) is None
 
 
 def clear(folder: Path) -> None:
     """Remove an earlier run's checkpoints and log."""
     with writing(folder):
-        for name in (LAST, PREVIOUS, BEST, "log.jsonl"):
+        for name in (LAST, PREVIOUS, BEST, LOG):
             (folder / name).unlink(missing_ok=True)
 
 
