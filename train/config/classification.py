@@ -91,7 +91,7 @@ class Run(Section):
     batch_norm: Literal["local", "sync", "frozen"] = Field(
         "local", description="each rank's own statistics, over all ranks (GPU only), or the stored ones unchanged"
     )
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0: off")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights (best.pt: the better); 0: off")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null: torch's choice")
     log_every: int = Field(50, ge=1, description="steps between log lines")
     save_every: int = Field(500, ge=1, description="steps between checkpoints; each epoch's end saves too")
