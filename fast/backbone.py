@@ -12,6 +12,7 @@ from .checks import check_choice, is_number, is_whole, shown
 from .clustering import check_cluster_size
 from .curves import CURVES
 from .grid_prior import METRICS, grid_prior, local_stride, reserved_tokens
+from .interface import ModelInterface, checked_pool, classifier, init_linear, pretrained_cfg
 from .merging import Merging
 from .neighborhoods import nearest_tokens, stage_geometry
 from .ops.indexing import gather_rows
@@ -150,7 +151,7 @@ class Stage(nn.Module):
         return choose(scores, grid_prior(positions, stride), reserved, keep, self.config.alpha)
 
 
-class AutoFocusFormer(nn.Module):
+class AutoFocusFormer(ModelInterface):
     """AutoFocusFormer, for classification or, with ``features_only``, as a feature extractor.
 
     Parameters
@@ -159,13 +160,18 @@ class AutoFocusFormer(nn.Module):
     features_only : bool
         If true there is no classifier, and ``forward`` returns a list of four ``TokenSet``s: the tokens of each stage
         before its merge, each through a layer norm of its own.
+    global_pool : {"avg", ""}
+        How the classifier pools the tokens: their mean, or not at all.
     """
 
-    def __init__(self, config, features_only=False):
+    def __init__(self, config, features_only=False, global_pool="avg"):
         super().__init__()
         self.config, self.features_only = config, features_only
+        self.in_chans, self.out_indices = 3, list(range(STAGES))
         self.num_classes = 0 if features_only else config.num_classes
-        self.num_features = config.dims[-1]
+        self.num_features = self.head_hidden_size = config.dims[-1]
+        self.global_pool = checked_pool(global_pool)
+        self.pretrained_cfg = self.default_cfg = pretrained_cfg(config)
         self.grad_checkpointing = False
         self.patch_embedding = PatchEmbedding(config.dims[0])
         self.stages = nn.ModuleList(Stage(config, i, p) for i, p in enumerate(_drop_paths(config)))
@@ -174,35 +180,11 @@ class AutoFocusFormer(nn.Module):
             self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in config.dims)
         else:
             self.norm = nn.LayerNorm(self.num_features)
-            self.head = _classifier(self.num_features, config.num_classes)
-        self.apply(_init_linear)
+            self.head = classifier(self.num_features, config.num_classes)
+        self.apply(init_linear)
 
-    @property
-    def feature_info(self):
-        """A dict for each stage, as in timm: channels, nominal stride in pixels, module."""
-        return [{"num_chs": c, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, c in enumerate(self.config.dims)]
-
-    def no_weight_decay(self):
-        """Names of the parameters that weight decay should spare beyond those of one dimension: none."""
-        return set()
-
-    def set_grad_checkpointing(self, enable=True):
-        """Recompute each block in the backward pass instead of keeping what it made: less memory, more time."""
-        self.grad_checkpointing = enable
-
-    def get_classifier(self):
-        """Return the classifier, an ``nn.Linear`` (or ``nn.Identity`` for 0 classes)."""
-        return self.head
-
-    def reset_classifier(self, num_classes):
-        """Replace the classifier by a new one for ``num_classes`` classes (0: none)."""
-        device, dtype = self.norm.weight.device, self.norm.weight.dtype
-        self.head = _classifier(self.num_features, num_classes).to(device=device, dtype=dtype)
-        _init_linear(self.head)
-        self.num_classes = num_classes
-
-    def run_stages(self, images):
-        """Run all stages on images (B, 3, H, W): a list of four StageTokens, and the grid_size (h, w)."""
+    def run_stages(self, images, count=None):
+        """Run all stages, or the first ``count``, on images (B, 3, H, W): StageTokens of each, and grid_size (h, w)."""
         images = prepare_image(images)
         grid_size = tuple(
             operator.index(side) // 4 for side in images.shape[2:]
@@ -210,8 +192,8 @@ class AutoFocusFormer(nn.Module):
         counts = token_counts(grid_size, self.config.rate, self.config.reserve, STAGES)
         features = self.patch_embedding(images.to(self.patch_embedding.conv1.weight.dtype))
         positions = grid_positions(grid_size, images.device).expand(len(images), -1, -1)
-        stages = []
-        for stage, keep in zip(self.stages, [*counts[1:], None], strict=True):
+        parts, stages = list(self.stages)[:count], []
+        for stage, keep in zip(parts, [*counts[1 : len(parts)], None], strict=True):
             geometry = self._geometry(stage.index, positions, grid_size)
             stages.append(stage(positions, features, geometry, keep, self.grad_checkpointing))
             positions, features = stages[-1].merged_positions, stages[-1].merged_features
@@ -252,22 +234,26 @@ class AutoFocusFormer(nn.Module):
         features = self.norm(stages[-1].features)
         return (features, stages) if return_stages else features
 
-    def forward_head(self, features, pre_logits=False):
-        """Mean over the tokens (B, n, C) -> (B, C), then the classifier -> (B, num_classes) unless ``pre_logits``."""
-        pooled = features.mean(dim=1)
-        return pooled if pre_logits else self.head(pooled)
-
     def forward(self, images):
-        """Images (B, 3, H, W) -> logits (B, num_classes), or a list of four TokenSets if ``features_only``."""
+        """Images (B, 3, H, W) -> logits (B, num_classes), or a list of TokenSets if ``features_only``."""
         if not self.features_only:
             return self.forward_head(self.forward_features(images))
-        return self.run_token_sets(images)[1]
+        token_sets = self.run_token_sets(images)[1]
+        return [token_sets[i] for i in self.out_indices]
 
     def run_token_sets(self, images):
-        """Feature extractor only: the four StageTokens, and the four TokenSets made of them by a layer norm each."""
+        """Feature extractor only: the StageTokens, and the TokenSets made of them by a layer norm each."""
         stages, grid_size = self.run_stages(images)
-        pairs = zip(stages, self.norms, strict=True)
-        return stages, [TokenSet(stage.positions, norm(stage.features), grid_size) for stage, norm in pairs]
+        return stages, [self.token_set(stage, i, grid_size) for i, stage in enumerate(stages)]
+
+    def token_set(self, stage, index, grid_size, norm=True):
+        """Return the TokenSet of a stage, after the layer norm that there is for it unless ``norm`` is false."""
+        if not norm:
+            return TokenSet(stage.positions, stage.features, grid_size)
+        if self.features_only:
+            return TokenSet(stage.positions, self.norms[index](stage.features), grid_size)
+        last = index + 1 == len(self.stages)
+        return TokenSet(stage.positions, self.norm(stage.features) if last else stage.features, grid_size)
 
 
 def _drop_paths(config):
@@ -275,13 +261,3 @@ def _drop_paths(config):
     step = config.drop_path / max(1, sum(config.depths) - 1)
     starts = [sum(config.depths[:i]) for i in range(STAGES)]
     return [[step * (start + j) for j in range(depth)] for start, depth in zip(starts, config.depths, strict=True)]
-
-
-def _classifier(channels, num_classes):
-    return nn.Linear(channels, num_classes) if num_classes > 0 else nn.Identity()
-
-
-def _init_linear(module):
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

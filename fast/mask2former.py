@@ -12,7 +12,7 @@ from .checks import check_arrays, check_choice, check_whole, is_whole, shown
 from .deformable import LOOKUPS, DeformableAttention, lookup_tables
 from .interpolation import shepard
 from .ops import apply_linear
-from .ops.indexing import gather_rows
+from .ops.indexing import autocast_device, gather_rows
 from .pointconv import PointConv
 from .segmenter import Segmenter, output
 
@@ -122,7 +122,7 @@ class PixelDecoder(nn.Module):
 
         In float32 also under autocast: sampled places need the digits.
         """
-        with torch.autocast(token_sets[0].features.device.type, enabled=False):
+        with torch.autocast(autocast_device(token_sets[0].features), enabled=False):
             return self._forward(
                 [t.positions for t in token_sets], [self._wide(t.features) for t in token_sets], token_sets[0].grid_size
             )

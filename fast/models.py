@@ -2,11 +2,14 @@
 
 import difflib
 from dataclasses import fields
+from fnmatch import fnmatchcase
 
+from . import checkpoints
 from .backbone import STAGES, AutoFocusFormer, Config
 from .hcformer import HCFormer
+from .interface import pretrained_cfg
 from .mask2former import HeadConfig, Mask2Former
-from .pretrained import backbone_weights, choose, put, settled
+from .pretrained import backbone_weights, choose, list_pretrained, pretrained_facts, put, settled
 
 _TINY = {
     "depths": (3, 4, 18, 5),
@@ -37,13 +40,39 @@ _VARIANTS = {
 }
 
 
-def list_models():
-    """Return the names that ``create_model`` knows; "1_5" stands for a rate of 1/5, "384" for the image size."""
-    return list(_VARIANTS)
+ALIASES = {"num_heads": "heads", "embed_dims": "dims", "drop_path_rate": "drop_path"}  # timm's names of fields
 
 
-def create_model(name=None, features_only=False, pretrained=None, **overrides):
-    """Make an AutoFocusFormer with fresh weights, or with some that ship in the package.
+def list_models(filter="", pretrained=False, exclude_filters=""):
+    """Return the names that ``create_model`` knows; "1_5" stands for a rate of 1/5, "384" for the image size.
+
+    Parameters
+    ----------
+    filter, exclude_filters : str or sequence of str
+        Names, in which * and ? stand for any characters: those wanted (by default all) and those not.
+    pretrained : bool
+        Only models of which classifiers ship.
+    """
+    wanted, unwanted = ([x] if isinstance(x, str) else list(x) for x in (filter, exclude_filters))
+    names = [name for name in _VARIANTS if not any(wanted) or any(fnmatchcase(name, each) for each in wanted)]
+    if pretrained:
+        facts = map(pretrained_facts, list_pretrained())
+        there = {each["model"] for each in facts if each["kind"] == "classifier"}
+        names = [name for name in names if name in there]
+    return [name for name in names if not any(fnmatchcase(name, each) for each in unwanted)]
+
+
+def create_model(
+    name=None,
+    features_only=False,
+    pretrained=None,
+    checkpoint_path=None,
+    out_indices=None,
+    global_pool="avg",
+    in_chans=3,
+    **overrides,
+):
+    """Make an AutoFocusFormer with fresh weights, with some that ship in the package, or with those of a file.
 
     Parameters
     ----------
@@ -55,9 +84,18 @@ def create_model(name=None, features_only=False, pretrained=None, **overrides):
         A classifier of ``list_pretrained()``, for a feature extractor also a segmenter; True: the only one there is for
         the model. With another num_classes the classifier has fresh weights, as norms of a feature extractor have that
         a classifier has not trained. The model's fields are those that the weights were trained with.
+    checkpoint_path : str or path, optional
+        A file of weights for exactly this model, with our names or the official ones (``checkpoints.load``).
+    out_indices : int or sequence of int, optional
+        With ``features_only``: the stages returned, a number for the last so many; what they do not need is left out.
+    global_pool : {"avg", ""}
+        Of the classifier: mean over the tokens, or none.
+    in_chans : int
+        Channels of the images: 3, there is no other.
     **overrides
         Fields of ``Config``: num_classes, depths, dims, heads, mlp_ratio, cluster_size, neighborhood (tokens, one
-        number a stage), rate, alpha, reserve, layer_scale, drop_path, curve, stride_metric.
+        number a stage), rate, alpha, reserve, layer_scale, drop_path, curve, stride_metric. timm's names num_heads,
+        embed_dims and drop_path_rate will do.
 
     Returns
     -------
@@ -68,18 +106,48 @@ def create_model(name=None, features_only=False, pretrained=None, **overrides):
     ValueError
         Unknown name or override (the message gives the closest one), a value that makes no model, unknown weights or
         an override that contradicts them.
+    CheckpointError
+        A file that is no checkpoint or not of this model.
     """
+    if in_chans != 3:
+        raise ValueError(f"in_chans must be 3 (images are red, green, blue), not {in_chans!r}: repeat or mix channels")
+    if out_indices is not None and not features_only:
+        raise ValueError("out_indices needs features_only=True: a classifier returns no stages")
+    model = _create_model(name, features_only, pretrained, global_pool, own_names(overrides))
+    if checkpoint_path is not None:
+        model.load_state_dict(weights_of_file(checkpoint_path, model))
+    if out_indices is not None:
+        model.prune_intermediate_layers(out_indices)
+    return model
+
+
+def _create_model(name, features_only, pretrained, global_pool, overrides):
     if not pretrained:
-        return AutoFocusFormer(model_config(name, **overrides), features_only)
-    _check_overrides(Config, overrides)
-    kinds = ("classifier", "segmenter") if features_only else ("classifier",)
-    chosen, weights, facts = choose(pretrained, name, kinds)
-    model = AutoFocusFormer(Config(**settled(chosen, facts["backbone"], overrides)), features_only)
-    return put(model, backbone_weights(weights, model) if features_only else weights)
+        config, more = model_config(name, **overrides), {"size": 384 if name.endswith("_384") else 224}
+        model = AutoFocusFormer(config, features_only, global_pool)
+    else:
+        _check_overrides(Config, overrides)
+        kinds = ("classifier", "segmenter") if features_only else ("classifier",)
+        chosen, weights, facts = choose(pretrained, name, kinds)
+        config, name = Config(**settled(chosen, facts["backbone"], overrides)), facts["model"]
+        model = AutoFocusFormer(config, features_only, global_pool)
+        put(model, backbone_weights(weights, model) if features_only else weights)
+        more = {"tag": chosen, "mean": tuple(facts["input"]["mean"]), "std": tuple(facts["input"]["std"])}
+    model.pretrained_cfg = model.default_cfg = pretrained_cfg(config, name, **more)
+    return model
+
+
+def own_names(overrides):
+    """Return overrides with timm's names of fields replaced by ours; ValueError where both are given."""
+    doubled = [f"{name} and {ALIASES[name]}" for name in overrides if ALIASES.get(name) in overrides]
+    if doubled:
+        raise ValueError(f"{doubled[0]} are two names of one thing: give one")
+    return {ALIASES.get(name, name): value for name, value in overrides.items()}
 
 
 def model_config(name, **overrides):
     """Return the ``Config`` of a named variant with some of its fields replaced; raises as ``create_model``."""
+    overrides = own_names(overrides)
     _check_known("model", name, list(_VARIANTS))
     _check_overrides(Config, overrides)
     return Config(**{**_VARIANTS[name], **overrides})
@@ -131,18 +199,42 @@ def create_segmenter(backbone=None, head=None, backbone_overrides=None, pretrain
         raise ValueError(
             "the backbone of a segmenter must be a feature extractor: create_model(..., features_only=True)"
         )
+    elif len(backbone.out_indices) != STAGES:
+        raise ValueError(f"the backbone of a segmenter must return all {STAGES} stages, not {backbone.out_indices}")
     return HEADS[head or "mask2former"](backbone, HeadConfig(**overrides))
 
 
 def _pretrained_segmenter(backbone, head, backbone_overrides, pretrained, overrides):
     if not isinstance(backbone, str | None):
         raise ValueError("pretrained weights bring their own backbone: give its name, or leave it out")
+    backbone_overrides = own_names(backbone_overrides)
     _check_overrides(Config, backbone_overrides)
     name, weights, facts = choose(pretrained, backbone, ("segmenter",))
     if head not in (None, facts["head"]):
         raise ValueError(f"the weights {name!r} have a {facts['head']} head, not {head}")
     body = AutoFocusFormer(Config(**settled(name, facts["backbone"], backbone_overrides)), features_only=True)
     return put(HEADS[facts["head"]](body, HeadConfig(**settled(name, facts["head_config"], overrides))), weights)
+
+
+def weights_of_file(path, model):
+    """Return a file's weights by our names; CheckpointError unless they fit the model."""
+    weights = checkpoints.unwrapped(checkpoints.load(path))
+    if any(name.startswith(("patch_embed.", "backbone.patch_embed.")) for name in weights):
+        weights = checkpoints.from_official(weights)
+    expected = model.state_dict()
+    wrong = [
+        *(f"{name} is missing" for name in expected if name not in weights),
+        *(f"{name} is not of this model" for name in weights if name not in expected),
+        *(
+            f"{n} is {tuple(weights[n].shape)}, not {tuple(x.shape)}"
+            for n, x in expected.items()
+            if n in weights and weights[n].shape != x.shape
+        ),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise checkpoints.CheckpointError(f"{path} does not fit the model: {'; '.join(wrong[:3])}{more}")
+    return weights
 
 
 def _check_overrides(kind, overrides):

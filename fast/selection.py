@@ -5,6 +5,7 @@ from torch import nn
 
 from . import ops
 from .checks import FARTHEST, check_arrays, check_number, check_sides, check_whole, is_number, shown
+from .ops.indexing import autocast_device
 
 
 class Importance(nn.Module):
@@ -17,7 +18,7 @@ class Importance(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, features):
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast(autocast_device(features), enabled=False):
             wide = torch.promote_types(features.dtype, torch.float32)
             score = nn.functional.linear(features.to(wide), self.weight.to(wide), self.bias.to(wide))
             return score.squeeze(-1).sigmoid()

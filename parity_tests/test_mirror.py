@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ONLY_REFERENCE = {"layers"}  # fast takes these from torch.nn
 ONLY_FAST = {  # names and files; the operators are in fast/ops
-    *("checkpoint_files", "checkpoints", "doctor", "models", "plain_pickle", "pretrained", "segmenter"),
+    *("checkpoint_files", "checkpoints", "doctor", "interface", "models", "plain_pickle", "pretrained", "segmenter"),
+    "timm_models",
 }
 STEMS = sorted(p.stem for p in (ROOT / "reference").glob("*.py") if p.stem not in {"__init__", *ONLY_REFERENCE})
 # Reference functions that take weights: the method that stands for each in fast, and the arguments that it does not
@@ -178,8 +179,10 @@ def test_reference_imports_no_torch():
 def test_fast_imports_torch_and_numpy_alone():
     late = {"safetensors", "scipy"}  # only inside the functions that need them
     allowed = {"torch", "numpy", *late, *sys.stdlib_module_names}
+    own = {"timm_models": {"timm"}}  # files that no other imports
     for path in (ROOT / "fast").glob("*.py"):
-        assert set(imports(path)) <= allowed, path
+        assert set(imports(path)) <= allowed | own.get(path.stem, set()), path
+        assert not any(name in path.read_text() for name in own if path.stem not in (name, "interface")), path
         top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
         assert not any(name in ast.unparse(node) for node in top for name in late)
 

@@ -1,4 +1,4 @@
-"""Picking rows of tensors by index, in pieces that fit a cache."""
+"""Picking rows of tensors by index, in pieces that fit a cache; and full precision under autocast."""
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -13,6 +13,14 @@ def gather_rows(x, index, batch_axis=0):
     flat = (index + start.view(-1, *[1] * (index.ndim - 1))).flatten()
     picked = x.flatten(batch_axis, batch_axis + 1).index_select(batch_axis, flat)
     return picked.unflatten(batch_axis, index.shape)
+
+
+def autocast_device(x):
+    """Return the device type to switch autocast off for, ``torch.autocast(autocast_device(x), enabled=False)``.
+
+    Tensors without numbers (device "meta") have no autocast: the CPU's is harmless to them.
+    """
+    return "cpu" if x.is_meta else x.device.type
 
 
 def weighted_sum(weights, rows):

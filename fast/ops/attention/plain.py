@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import linear
 
-from ..indexing import gather_rows, token_slices
+from ..indexing import autocast_device, gather_rows, token_slices
 
 
 def local_attention(query, key, value, neighbors, valid, bias, blank_key, blank_value):
@@ -42,6 +42,6 @@ def local_attention(query, key, value, neighbors, valid, bias, blank_key, blank_
 
 def attention(query, kv, blank, weight, bias, geometry):
     """``ops.neighborhood_attention`` by ``local_attention``: same arguments, same result."""
-    with torch.autocast(query.device.type, enabled=False):  # position needs the digits
+    with torch.autocast(autocast_device(query), enabled=False):  # position needs the digits
         position = linear(geometry.relative.to(weight.dtype), weight, bias)
     return local_attention(query, *kv.unbind(3), geometry.neighbors, geometry.valid, position, *blank.unbind(1))

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from ...position import relative_position
-from ..indexing import gather_rows, recomputed, token_slices
+from ..indexing import autocast_device, gather_rows, recomputed, token_slices
 
 MID_CHANNELS = 4  # weights a slot
 EPSILON = 1e-5  # of the layer norm
@@ -63,6 +63,6 @@ def merge(features, scores, positions, kept, neighbors, parameters, sign):
     """``ops.merge`` by ``slot_weights`` and ``merge_neighborhoods``: same arguments, same result."""
     valid, near, positions = neighbors >= 0, neighbors.clamp(min=0), positions.expand(len(kept), -1, -1)
     offsets = sign * (gather_rows(positions, near) - gather_rows(positions, kept)[:, :, None])
-    with torch.autocast(features.device.type, enabled=False):  # position needs the digits
+    with torch.autocast(autocast_device(features), enabled=False):  # position needs the digits
         slots = slot_weights(relative_position(offsets, parameters.dtype), valid, parameters)
     return merge_neighborhoods(features, scores, near, slots)
