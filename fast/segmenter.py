@@ -1,22 +1,52 @@
 """What both heads share: their output, and batches of images of several sizes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from .matching import Objects, SetLoss
 from .patch_embedding import _check_shape, prepare_image
 
 OUTSIDE = -20.0  # mask logit in the padding: no object there
 
 
-@dataclass(frozen=True)
-class SegmenterOutput:
-    """What a segmenter returns; named as transformers names it, so that its post-processing reads it."""
+@dataclass(frozen=True, eq=False)
+class SegmenterOutput(Mapping):
+    """What a segmenter returns; named as transformers names it, so that its post-processing reads it.
+
+    Like a ``ModelOutput`` of transformers it is a mapping of the names of what is there, the loss first:
+    ``output["loss"]``, ``output[0]``, ``output[:2]``, ``output.to_tuple()``, ``**output``. It is a pytree.
+    """
 
     class_queries_logits: Tensor  # (B, q, classes + 1); the last class is "no object"
     masks_queries_logits: Tensor  # (B, q, h, w)
     auxiliary_logits: list  # of dicts with both keys: of the learnt queries and of every layer but the last; or empty
+    loss: Tensor | None = None  # of the labels given
+
+    def __iter__(self):
+        names = ("loss", "class_queries_logits", "masks_queries_logits", "auxiliary_logits")
+        there = {name: getattr(self, name) for name in names}
+        return iter([name for name, x in there.items() if x is not None and (name != "auxiliary_logits" or len(x))])
+
+    def __len__(self):
+        return len(list(iter(self)))
+
+    def __getitem__(self, key):
+        """Return a field by its name, or those that are there by number or slice."""
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in iter(self):
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def to_tuple(self):
+        """Return what is there, as a tuple."""
+        return tuple(getattr(self, name) for name in self)
+
+
+torch.export.register_dataclass(SegmenterOutput, serialized_type_name=f"{__name__}.SegmenterOutput")
 
 
 def pad_images(images):
@@ -49,7 +79,16 @@ def pad_images(images):
 class Segmenter(nn.Module):
     """A backbone with a head; subclasses define ``segment(images)`` for images of one size."""
 
-    def forward(self, images, pixel_mask=None, output_auxiliary_logits=None):
+    def forward(
+        self,
+        images=None,
+        pixel_mask=None,
+        output_auxiliary_logits=None,
+        *,
+        pixel_values=None,
+        mask_labels=None,
+        class_labels=None,
+    ):
         """Segment a batch.
 
         Images of one size run together, each without its padding, so that an image's result does not depend on how much
@@ -62,10 +101,15 @@ class Segmenter(nn.Module):
         pixel_mask : (B, H, W) bool or integer tensor, optional
             1 where there is an image, from the top left corner; 0 in the padding (``pad_images``). By default all is
             image.
-
         output_auxiliary_logits : bool, optional
             Whether to return the predictions before the last one too, which the loss wants and costs time; by default
             where gradients are recorded.
+        pixel_values : (B, 3, H, W) tensor
+            The images by the name that transformers gives them.
+        mask_labels : list of (g, H, W) tensors, optional
+            Each image's objects, padded as it is, bool or 0 to 1.
+        class_labels : list of (g,) int64 tensors, optional
+            Their classes. With both, the output has the ``loss`` of ``matching.SetLoss`` (a sum over all predictions).
 
         Returns
         -------
@@ -75,8 +119,24 @@ class Segmenter(nn.Module):
         Raises
         ------
         ValueError
-            A pixel mask of another shape or one that is no rectangle; several sizes with ``sine_max="batch"``.
+            A pixel mask of another shape or one that is no rectangle; several sizes with ``sine_max="batch"``; labels
+            that do not fit the images or each other.
+        TypeError
+            No images, or under both names.
         """
+        if (images is None) == (pixel_values is None):
+            raise TypeError("give the images once: as images or as pixel_values")
+        images = pixel_values if images is None else images
+        if mask_labels is None and class_labels is None:
+            return self._predict(images, pixel_mask, output_auxiliary_logits)
+        _check_shape(images)
+        objects = _labels(mask_labels, class_labels, images, self.config.num_classes)
+        found = self._predict(images, pixel_mask, True)
+        found = replace(found, loss=SetLoss()(found, objects)["loss"])
+        keep = torch.is_grad_enabled() if output_auxiliary_logits is None else output_auxiliary_logits
+        return found if keep else replace(found, auxiliary_logits=[])
+
+    def _predict(self, images, pixel_mask, output_auxiliary_logits):
         _check_shape(images)
         if len(images) == 0:
             return self._of_nothing(prepare_image(images))
@@ -104,6 +164,24 @@ def output(predictions):
     """Return the SegmenterOutput of a list of (classes (B, q, classes + 1), mask logits (B, q, h, w))."""
     names = ("class_queries_logits", "masks_queries_logits")
     return SegmenterOutput(*predictions[-1], [dict(zip(names, pair, strict=True)) for pair in predictions[:-1]])
+
+
+def _labels(mask_labels, class_labels, images, classes):
+    """A list of Objects of the labels; ValueError where they do not fit."""
+    if mask_labels is None or class_labels is None:
+        raise ValueError("mask_labels and class_labels go together: give both or neither")
+    if not len(mask_labels) == len(class_labels) == len(images) > 0:
+        found = f"{len(mask_labels)} and {len(class_labels)} for {len(images)}"
+        raise ValueError(f"mask_labels and class_labels must hold one tensor an image, not {found}")
+    for i, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
+        if masks.ndim != 3 or labels.shape != masks.shape[:1]:
+            shapes = f"{tuple(masks.shape)} and {tuple(labels.shape)}"
+            raise ValueError(f"mask_labels {i} and class_labels {i} must have shapes (g, H, W) and (g,), not {shapes}")
+        if labels.is_floating_point() or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
+            raise ValueError(f"class_labels {i} must be whole numbers from 0 to {classes - 1}")
+    device = images.device
+    pairs = zip(class_labels, mask_labels, strict=True)
+    return [Objects(labels.to(device, torch.int64), masks.to(device)) for labels, masks in pairs]
 
 
 def _groups(images, pixel_mask):

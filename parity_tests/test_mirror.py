@@ -63,6 +63,9 @@ EXTRA = {  # what fast may take beside
         "weight_sum",
         "auxiliary",
         "output_auxiliary_logits",
+        "pixel_values",
+        "mask_labels",
+        "class_labels",
     ),
 }
 SHARED_VALUES = {
