@@ -125,7 +125,7 @@ class Segmenter(nn.Module):
             No images, or under both names.
         """
         if (images is None) == (pixel_values is None):
-            raise TypeError("give the images once: as images or as pixel_values")
+            raise TypeError("images must be given once: as images or as pixel_values")
         images = pixel_values if images is None else images
         if mask_labels is None and class_labels is None:
             return self._predict(images, pixel_mask, output_auxiliary_logits)

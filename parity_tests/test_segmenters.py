@@ -211,12 +211,17 @@ ERRORS = {
         "hidden_dim 20 must be a multiple of 4 and of heads 8",
     ),
     "hidden": ("aff_nano", "hcformer", {"hidden_dim": 18, "heads": 3}, "hidden_dim 18 must be a multiple of 4"),
-    "queries": ("aff_nano", "hcformer", {"num_queries": 0}, "num_queries must be a whole number, at least 1, not 0"),
+    "queries": (
+        "aff_nano",
+        "hcformer",
+        {"num_queries": 0},
+        "num_queries must be a whole number from 1 to 65,536, not 0",
+    ),
     "classes": (
         "aff_nano",
         "mask2former",
         {"num_classes": 2.5},
-        "num_classes must be a whole number, at least 1, not 2.5",
+        "num_classes must be a whole number from 1 to 1,048,576, not 2.5",
     ),
 }
 

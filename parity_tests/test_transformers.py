@@ -58,7 +58,7 @@ def test_names_of_arguments_are_those_of_transformers(head):
     expected = model(images)
     assert torch.equal(model(pixel_values=images, pixel_mask=mask)[1], expected.masks_queries_logits)
     for wrong in ({}, {"images": images, "pixel_values": images}):
-        with pytest.raises(TypeError, match="give the images once: as images or as pixel_values"):
+        with pytest.raises(TypeError, match="images must be given once: as images or as pixel_values"):
             model(**wrong)
 
 
