@@ -94,7 +94,9 @@ def draw(rows, costs):
         axes.set(xlabel=label)
         axes.grid(True, color="0.9")
     figure.axes[0].set(ylabel="AP on validation pictures, %")
-    figure.axes[0].legend(fontsize=8, frameon=False, title="means; grey: seeds", title_fontsize=8)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    names = [f"{name}, mean" for name in names[:-1]] + [f"{names[-1]}, mean; grey: seeds"]
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8, frameon=False)
     return figure
 
 
