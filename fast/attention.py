@@ -46,7 +46,7 @@ class DropPath(nn.Module):
     def forward(self, x):
         if self.probability == 0 or not self.training:
             return x
-        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.probability
+        kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.probability
         return x * kept.to(x.dtype) / (1 - self.probability)
 
 

@@ -105,9 +105,13 @@ class TokenSet:
         height, width = self.grid_size
         x, y = grid_positions((h, w), self.positions.device).unbind(-1)
         x, y = ((2 * x + 1) * width - w) * h, ((2 * y + 1) * height - h) * w  # centres, in units of a cell / (2 h w)
-        queries = torch.stack([x, y], dim=-1).expand(len(self.positions), -1, -1)
+        queries = torch.stack([x, y], dim=-1).expand(self.positions.shape[0], -1, -1)
         nearest = nearest_tokens(queries, self.positions * (2 * h * w), 1)[..., 0]
         return gather_rows(self.features, nearest).transpose(1, 2).unflatten(2, (h, w))
+
+
+for _kind in (StageTokens, TokenSet):  # pytrees, so that models that return them can be exported
+    torch.export.register_dataclass(_kind, serialized_type_name=f"{__name__}.{_kind.__name__}")
 
 
 class Stage(nn.Module):
@@ -127,7 +131,7 @@ class Stage(nn.Module):
     def forward(self, positions, features, geometry, keep=None, checkpointing=False):
         """Attend, then keep ``keep`` tokens and merge: positions and features (B, n, ...) -> StageTokens."""
         features = self.run_blocks(features, geometry, checkpointing and torch.is_grad_enabled())
-        order, cluster = (column.expand(len(positions), -1) for column in (geometry.order, geometry.cluster))
+        order, cluster = (column.expand(positions.shape[0], -1) for column in (geometry.order, geometry.cluster))
         if keep is None:
             return StageTokens(positions, features, order, cluster)
         scores = self.importance(features)
@@ -191,7 +195,7 @@ class AutoFocusFormer(ModelInterface):
         )  # torch.compile: one graph for each size
         counts = token_counts(grid_size, self.config.rate, self.config.reserve, STAGES)
         features = self.patch_embedding(images.to(self.patch_embedding.conv1.weight.dtype))
-        positions = grid_positions(grid_size, images.device).expand(len(images), -1, -1)
+        positions = grid_positions(grid_size, images.device).expand(images.shape[0], -1, -1)
         parts, stages = list(self.stages)[:count], []
         for stage, keep in zip(parts, [*counts[1 : len(parts)], None], strict=True):
             geometry = self._geometry(stage.index, positions, grid_size)

@@ -19,7 +19,7 @@ __all__ = ["LOOKUPS", "DeformableAttention", "lookup_table", "lookup_tables", "n
 
 def lookup_table(positions, grid_size):
     """Return the nearest 4 tokens of every cell of the grid: positions (B, n, 2) -> (B, h w, 4) int64."""
-    cells = grid_positions(grid_size, positions.device).expand(len(positions), -1, -1)
+    cells = grid_positions(grid_size, positions.device).expand(positions.shape[0], -1, -1)
     return nearest_tokens(cells, positions, NEAREST, grid_size)
 
 

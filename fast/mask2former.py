@@ -233,7 +233,7 @@ class QueryDecoder(nn.Module):
         list of (classes (B, q, classes + 1), mask logits (B, q, t))
         """
         codes = level_codes(level_positions, self.config.hidden_dim, self.config.sine_max, levels[0].dtype)
-        out = self.query_features.weight.expand(len(mask_features), -1, -1)
+        out = self.query_features.weight.expand(mask_features.shape[0], -1, -1)
         predictions = [self.predict(out, mask_features)] if auxiliary else []
         on_levels = at is not None and not auxiliary
         features = [gather_rows(mask_features, tokens) for tokens in at] if on_levels else [mask_features] * len(levels)

@@ -69,17 +69,17 @@ class StageGeometry:
 
     def neighbors_of(self, tokens):
         """Token indices of the neighbourhoods of some tokens (B, K), -1 where a slot is empty: (B, K, M) int64."""
-        members, nearest = (x.expand(len(tokens), -1, -1) for x in (self.members, self.nearest))
+        members, nearest = (x.expand(tokens.shape[0], -1, -1) for x in (self.members, self.nearest))
         return gather_rows(members, gather_rows(nearest, tokens)).flatten(2)
 
     def to_clusters(self, x):
         """Return tokens (B, n, ...) in the order of the clusters: (B, k m, ...); empty places repeat a token."""
         members = self.members.flatten(1)
-        return gather_rows(x, members.clamp(min=0).expand(len(x), -1))
+        return gather_rows(x, members.clamp(min=0).expand(x.shape[0], -1))
 
     def from_clusters(self, x):
         """Return tokens (B, k m, ...) in their own order again: (B, n, ...)."""
-        return gather_rows(x, self.place.expand(len(x), -1))
+        return gather_rows(x, self.place.expand(x.shape[0], -1))
 
     def renumbered(self):
         """The same stage with its tokens numbered as ``to_clusters`` puts them: neighbours lie together in memory."""

@@ -26,7 +26,7 @@ class PointConv(nn.Module):
     def forward(self, positions, features, grid_size):
         """positions (B, n, 2) int64 on the grid (h, w), features (B, n, C) -> (B, n, C')."""
         nearest = nearest_tokens(positions, positions, NEAREST, grid_size)
-        itself = torch.arange(nearest.shape[1], device=nearest.device).expand(len(nearest), -1)
+        itself = torch.arange(nearest.shape[1], device=nearest.device).expand(nearest.shape[0], -1)
         parameters = ops.parameter_matrix(self.weight_net)
 
         def convolve(part):

@@ -138,7 +138,7 @@ class Segmenter(nn.Module):
 
     def _predict(self, images, pixel_mask, output_auxiliary_logits):
         _check_shape(images)
-        if len(images) == 0:
+        if images.shape[0] == 0:
             return self._of_nothing(prepare_image(images))
         auxiliary = torch.is_grad_enabled() if output_auxiliary_logits is None else output_auxiliary_logits
         if pixel_mask is None:

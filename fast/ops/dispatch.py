@@ -10,6 +10,7 @@ cannot be taken is an error.
 import contextlib
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -127,8 +128,16 @@ def path(operator, device):
         return _forced[operator]
     key = (operator, str(device))
     if key not in _chosen:
-        _chosen[key] = _choose(operator, torch.device(device))
+        _chosen[key] = _with_real_tensors(_choose, operator, torch.device(device))
     return _chosen[key]
+
+
+def _with_real_tensors(function, *arguments):
+    """Call a function; while a model is exported in a thread of its own, where tensors are not traced."""
+    if not torch.compiler.is_exporting():
+        return function(*arguments)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *arguments).result()
 
 
 def _choose(operator, device):

@@ -9,7 +9,7 @@ def gather_rows(x, index, batch_axis=0):
 
     ``batch_axis`` is where x has its batch; the axis after it is picked from.
     """
-    start = x.shape[batch_axis + 1] * torch.arange(len(index), device=x.device)
+    start = x.shape[batch_axis + 1] * torch.arange(index.shape[0], device=x.device)
     flat = (index + start.view(-1, *[1] * (index.ndim - 1))).flatten()
     picked = x.flatten(batch_axis, batch_axis + 1).index_select(batch_axis, flat)
     return picked.unflatten(batch_axis, index.shape)
@@ -57,6 +57,8 @@ def token_slices(neighbors, channels):
     fast; elsewhere it only bounds memory.
     """
     n, slots = neighbors.shape[1:]
+    if torch.compiler.is_exporting():
+        return [slice(0, n)]  # the number of slices would follow the batch, which may be free
     elements = 1 << 20 if neighbors.device.type == "cpu" else 1 << 28
     rows = max(1, elements // max(1, slots * channels))
     return [slice(start, start + rows) for start in range(0, max(1, n), rows)]

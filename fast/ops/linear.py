@@ -37,12 +37,12 @@ def apply_linear(layer, x):
 def _is_plain(layer, x):
     """Whether ``layer(x)`` is something else than a float32 product on a CPU, too small, or being traced."""
     return (
-        type(layer) is not nn.Linear
+        torch.compiler.is_compiling()  # first: what follows asks for a batch that may be free
+        or torch.jit.is_tracing()
+        or type(layer) is not nn.Linear
         or x.device.type != "cpu"
         or not x.dtype == layer.weight.dtype == torch.float32
         or x.numel() * layer.out_features < LEAST
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
         or torch.is_autocast_enabled("cpu")
         or bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
     )

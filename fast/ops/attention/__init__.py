@@ -105,7 +105,7 @@ def attention(
     Returns out (B, k m, H, d) and the log-sum-exp of the logits (B, k m, H), in float32 or wider.
     """
     inputs = (query, kv, blank, weight, bias)
-    if len(query) == 0:
+    if query.shape[0] == 0:
         return _empty_output(*inputs)
     return dispatch.run("attention", path, _FORWARD[path], *inputs, members, plan)
 
@@ -135,7 +135,7 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, kv, blank, weight and bias from that of ``out``."""
     inputs = (grad_out, out, lse, query, kv, blank, weight, bias)
-    if len(query) == 0:
+    if query.shape[0] == 0:
         return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs[3:])
     return dispatch.run("attention", path, _BACKWARD[path], *inputs, members, plan)
 

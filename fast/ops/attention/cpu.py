@@ -65,7 +65,7 @@ def _width(members, nearest):
 
 
 def _empty_plan(positions, members, nearest):
-    batch, (k, m) = len(members), members.shape[1:]
+    batch, (k, m) = members.shape[0], members.shape[1:]
     blocks, width = -(-k * m // BLOCK), _width(members, nearest)
     return Plan(
         positions.new_empty(batch, 2, BLOCK * blocks, dtype=torch.float64),

@@ -61,7 +61,7 @@ def _sum_slots(weighted, neighbors, slots):
 
 def merge(features, scores, positions, kept, neighbors, parameters, sign):
     """``ops.merge`` by ``slot_weights`` and ``merge_neighborhoods``: same arguments, same result."""
-    valid, near, positions = neighbors >= 0, neighbors.clamp(min=0), positions.expand(len(kept), -1, -1)
+    valid, near, positions = neighbors >= 0, neighbors.clamp(min=0), positions.expand(kept.shape[0], -1, -1)
     offsets = sign * (gather_rows(positions, near) - gather_rows(positions, kept)[:, :, None])
     with torch.autocast(autocast_device(features), enabled=False):  # position needs the digits
         slots = slot_weights(relative_position(offsets, parameters.dtype), valid, parameters)

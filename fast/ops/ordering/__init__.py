@@ -91,7 +91,7 @@ def _choose(value: Tensor, keep: int, path: str) -> Tensor:
 
 @_choose.register_fake
 def _(value, keep, path):
-    return value.new_empty(len(value), keep, dtype=torch.int64)
+    return value.new_empty(value.shape[0], keep, dtype=torch.int64)
 
 
 def _cpu():
