@@ -5,6 +5,7 @@ from torch import nn
 
 from .ops import apply_linear, neighborhood_attention
 from .ops.attention.plain import local_attention
+from .position import PositionLinear
 
 __all__ = ["Attention", "AttentionBlock", "DropPath", "local_attention"]
 
@@ -17,7 +18,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)  # outputs laid out as [head][key or value][d]
-        self.position = nn.Linear(5, heads)
+        self.position = PositionLinear(5, heads)
         self.project = nn.Linear(dim, dim)
         self.blank_key = nn.Parameter(torch.empty(dim))
         self.blank_value = nn.Parameter(torch.empty(dim))

@@ -4,13 +4,14 @@ from torch import nn
 
 from . import ops
 from .ops.merging.plain import MID_CHANNELS, merge_neighborhoods, slot_weights
+from .position import PositionLinear
 
 __all__ = ["Merging", "merge_neighborhoods", "slot_weights", "weight_network"]
 
 
 def weight_network():
     """The network W of Eq. 4: five numbers of a relative position -> four weights."""
-    return nn.Sequential(nn.Linear(5, MID_CHANNELS), nn.LayerNorm(MID_CHANNELS), nn.GELU())
+    return nn.Sequential(PositionLinear(5, MID_CHANNELS), nn.LayerNorm(MID_CHANNELS), nn.GELU())
 
 
 class Merging(nn.Module):

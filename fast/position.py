@@ -1,6 +1,7 @@
 """Expanded relative position (paper sec. 4.2, Eq. 5)."""
 
 import torch
+from torch import nn
 
 from .checks import check_arrays
 
@@ -29,3 +30,7 @@ def position_terms(dx, dy):
     distance = torch.sqrt(dx * dx + dy * dy)
     divisor = distance.clamp(min=torch.finfo(distance.dtype).tiny)  # 0 / tiny is 0
     return dx, dy, distance, dy / divisor, dx / divisor
+
+
+class PositionLinear(nn.Linear):
+    """A linear layer of relative positions, whose weights an operator reads: quantisers leave it as it is."""

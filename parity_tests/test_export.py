@@ -1,6 +1,7 @@
-"""Models for use elsewhere: torch.export with a free batch, and 16-bit weights."""
+"""Models for use elsewhere: torch.export with a free batch, 16-bit weights, 8-bit linear layers."""
 
 import io
+import warnings
 
 import pytest
 import torch
@@ -62,3 +63,20 @@ def test_16_bit_weights(name, dtype):
     if name in ("classifier", "features"):  # of a segmenter, masks whose signs flip send queries elsewhere
         torch.testing.assert_close(first[0].float(), first[1].float(), rtol=0.1, atol=0.1 * first[1].abs().max().item())
     assert torch.equal(leaves(model(x.to(dtype)))[0].isfinite(), leaves(found)[0].isfinite())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_8_bit_linear_layers(name):
+    model, x = MODELS[name](), images(2, 3, 64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao.quantization is deprecated: torchao is its successor
+        small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
+    kinds = [type(module).__module__ for module in small.modules()]
+    assert sum("quantized.dynamic" in kind for kind in kinds) > 10
+    expected, found = model(x), small(x)
+    for a, b in zip(leaves(found), leaves(expected), strict=True):
+        assert not torch.is_tensor(a) or a.shape == b.shape and a.isfinite().all()
+    if name == "classifier":
+        torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
+        assert not torch.equal(found, expected)
