@@ -1,7 +1,7 @@
 """timm's own checks of a model, made of ours; and ours by timm's factory, optimisers and feature extractor.
 
-After timm 1.0.31. Of its tests/test_models.py, those that take any model were also run unchanged with ours in its list,
-and passed: test_model_forward, _backward, _default_cfgs_non_std (with its checks of contract, frozen weights, devices
+After timm 1.0.31. Of its tests/test_models.py, those that take any model were also run with ours in its lists (of modules
+and of non-standard inputs), and passed: test_model_forward, _backward, _default_cfgs_non_std (with its checks of contract, frozen weights, devices
 and dtypes), _forward_features, _forward_intermediates, _forward_intermediates_features and
 test_prune_intermediate_layers_contract. Those that name their models are here in our words:
 test_reset_classifier_keeps_pool, _features_only_grad_checkpointing_backward, _prune_intermediate_layers_params_used,
