@@ -58,7 +58,7 @@ def options(data, out):
         "--run.total_batch",
         "2",
     ]
-    schedule = ["--schedule.updates", "2", "--run.eval_every", "2", "--model.num_classes", "null"]
+    schedule = ["--schedule.max_steps", "2", "--run.eval_every", "2", "--model.num_classes", "null"]
     paths = ["--data", str(data), "--run.output", str(out)]
     return ["--config", "digits_panoptic_smoke", *paths, *fixed, *schedule]
 
@@ -101,7 +101,7 @@ def test_a_segmenter_s_other_classes_are_refused(tmp_path, segmenter, capsys):
 @pytest.mark.parametrize("names", [NAMES[::-1], ["ground", "square", "ring"]])
 def test_a_run_goes_on_with_its_own_classes_only(tmp_path, segmenter, names, capsys):
     last = segmenter / "run" / "last.pt"
-    arguments = [*options(masks(tmp_path / "data", names), tmp_path / "out"), "--schedule.updates", "4"]
+    arguments = [*options(masks(tmp_path / "data", names), tmp_path / "out"), "--schedule.max_steps", "4"]
     code, _, error = scores(capsys, *arguments, "--resume", str(last))
     assert code == 2 and "knows classes that the data number or name otherwise" in error and str(last) in error
     assert not (tmp_path / "out" / "last.pt").exists()

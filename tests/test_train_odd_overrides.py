@@ -79,7 +79,7 @@ def test_best_is_the_better_of_plain_and_averaged_weights(tmp_path, monkeypatch)
         scores = iter([plain, averaged])
         monkeypatch.setattr(Segmentation, "evaluate", lambda *rest, s=scores: {"score": next(s), "PQ": 1.0})
         out = tmp_path / f"{plain}"
-        fit(out, "--run.ema", 0.5, "--schedule.updates", 5, "--run.eval_every", 5, "--data.val_length", 1)
+        fit(out, "--run.ema", 0.5, "--schedule.max_steps", 5, "--run.eval_every", 5, "--data.val_length", 1)
         best, last = (read_file(out / name, KIND) for name in ("best.pt", "last.pt"))
         assert best["best"] == last["best"] == max(plain, averaged)
         assert best["averaged"] is (averaged >= plain)
@@ -89,7 +89,7 @@ def test_best_is_the_better_of_plain_and_averaged_weights(tmp_path, monkeypatch)
 
 
 def test_show_says_that_it_takes_classifiers(tmp_path, capsys):
-    fit(tmp_path, "--schedule.updates", 1, "--data.val_length", 1)
+    fit(tmp_path, "--schedule.max_steps", 1, "--data.val_length", 1)
     out = ["--out", str(tmp_path / "t.png")]
     for weights in (["--checkpoint", str(tmp_path / "last.pt")], ["--pretrained", "nuclei"]):
         assert "holds a segmenter: train.predict draws its tokens, too" in refusal(show.main, [*weights, *out], capsys)

@@ -15,7 +15,7 @@ from train.models.checkpoint import KIND, read_file, write_file
 
 QUICK = {
     KIND: ["--config", "digits_smoke", "--schedule.epochs", "1", "--data.train_length", "16", "--data.val_length", "4"],
-    SEGMENTER: ["--config", "digits_panoptic_smoke", "--schedule.updates", "2", "--data.val_length", "1"],
+    SEGMENTER: ["--config", "digits_panoptic_smoke", "--schedule.max_steps", "2", "--data.val_length", "1"],
 }
 MAINS = {KIND: classify, SEGMENTER: segment.main}
 COMMANDS = {  # what reads a checkpoint: which kind, which fields it cannot do without, and how it is called
