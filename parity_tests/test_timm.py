@@ -1,12 +1,13 @@
 """timm's own checks of a model, made of ours; and ours by timm's factory, optimisers and feature extractor.
 
-After timm 1.0.31. Of its tests/test_models.py, those that take any model were also run with ours in its lists (of modules
-and of non-standard inputs), and passed: test_model_forward, _backward, _default_cfgs_non_std (with its checks of contract, frozen weights, devices
-and dtypes), _forward_features, _forward_intermediates, _forward_intermediates_features and
-test_prune_intermediate_layers_contract. Those that name their models are here in our words:
-test_reset_classifier_keeps_pool, _features_only_grad_checkpointing_backward, _prune_intermediate_layers_params_used,
-_forward_after_prune_intermediate_layers, _forward_intermediates_stop_early_final_norm; test_param_groups_layer_decay of
-tests/test_optim.py; test_list_models_filter_types of tests/test_factory.py.
+After timm 1.0.31. Of its tests/test_models.py, those that take any model were also run with ours in its lists (of
+modules and of non-standard inputs), and passed: test_model_forward, _backward, _default_cfgs_non_std (with its checks
+of contract, frozen weights, devices and dtypes), _forward_features, _forward_intermediates,
+_forward_intermediates_features and test_prune_intermediate_layers_contract. Those that name their models are here in
+our words: test_reset_classifier_keeps_pool, _features_only_grad_checkpointing_backward,
+_prune_intermediate_layers_params_used, _forward_after_prune_intermediate_layers,
+_forward_intermediates_stop_early_final_norm; test_param_groups_layer_decay of tests/test_optim.py;
+test_list_models_filter_types of tests/test_factory.py.
 
 Not applicable: torchscript and fx (the operators are custom and torch.export takes their place, a model cannot be
 traced with symbols for images); default_cfgs of convolutional networks (features in 4 axes of a fixed pool_size; ours
