@@ -22,6 +22,7 @@ Augmentation is a function of (seed, epoch, image number) alone, so the number o
 """
 
 import os
+import signal
 import sys
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
@@ -31,12 +32,20 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
 
 
 def end_quietly(kind, error, trace) -> None:
-    """Report an error that nothing caught; Ctrl-C, while a command still imports, in a word."""
+    """Report an error that nothing caught; Ctrl-C, while a process ends, in a word."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
+def end_at_once(number, frame) -> None:
+    """End the process on Ctrl-C while a command imports: an exception there can be lost in what it interrupts."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
+
 if sys.argv[:1] == ["-m"]:  # python -m train.COMMAND, which imports this first
     sys.excepthook = end_quietly
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_at_once)  # until common.errors.run_command

@@ -2,11 +2,14 @@
 
 import argparse
 import os
+import signal
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+from .. import end_at_once
 
 INTERRUPTED = 130  # the shell's code for a run ended by Ctrl-C
 
@@ -60,6 +63,8 @@ def run_command(main, arguments=None) -> int:
         0 when done, 2 after an error of the user's, 130 after Ctrl-C or SIGTERM.
     """
     try:
+        if signal.getsignal(signal.SIGINT) is end_at_once:  # imports are done
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return main(sys.argv[1:] if arguments is None else arguments) or 0
     except Interrupted as stop:
         if str(stop):
