@@ -44,13 +44,6 @@ def exported(tmp_path_factory):
     return checkpoints, folder
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def shipped(exported, tmp_path, monkeypatch):
     """A copy of that folder, in place of the package's; it may be changed."""

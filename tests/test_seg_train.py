@@ -31,13 +31,6 @@ ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_training_from_the_yaml_learns_and_writes_what_it_says(tmp_path, capsys):
     arguments = ["--config", "digits_panoptic_smoke", "--run.output", str(tmp_path), "--data.val_length", "3"]
     assert segment.main([*arguments, "--run.log_every", "1", "--run.ema", "0.5", "--schedule.max_steps", "9"]) == 0

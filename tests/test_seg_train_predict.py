@@ -33,13 +33,6 @@ from train.visualization.segments import draw_segments, middle
 THINGS = frozenset(range(3))
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def outputs(seed=0, queries=12, classes=5, grid=(9, 14)):
     """Draw smooth mask logits (q, h, w) and class logits (q, classes + 1), some sure of a class."""
     generator = torch.Generator().manual_seed(seed)

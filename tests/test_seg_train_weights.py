@@ -16,13 +16,6 @@ from train.models.checkpoint import read_file, write_file
 from train.models.classifier import build_model as build_classifier
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Weights in files: ours of 16 and of 7 classes, official, HCFormer's, and a classifier's."""

@@ -33,13 +33,6 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def config_of(*overrides):
     """Read the committed table's config."""
     return load_config("digits", overrides, Config)

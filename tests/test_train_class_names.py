@@ -20,13 +20,6 @@ NAMES = ["ground", "square", "disc"]
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def masks(root, names):
     """Write four pictures each for training and validation, whose classes are numbered in the order of the names."""
     numbers = [names.index(name) if name in names else i for i, name in enumerate(NAMES)]

@@ -13,13 +13,6 @@ from train.models.checkpoint import read_file
 from train.models.weights import weights_of
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def refusal(main, arguments, capsys):
     """Run a command that must be refused: its one line."""
     capsys.readouterr()

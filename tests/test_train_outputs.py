@@ -6,7 +6,6 @@ import subprocess
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.seg_train_cases import KIND, config_of, model_of
@@ -18,13 +17,6 @@ from train.data.digits_segmentation import vocabulary
 from train.data.segmentation import pack_vocabulary
 from train.metrics.submission import create_writer
 from train.models.checkpoint import write_file
-
-
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -37,13 +37,6 @@ FITTING = {"ema": (None,), "best": (7.5, -1), "owed": (True,), "classes": (None,
 FITTING |= {"scaler": ({"x": 1},), "random": ([1],)}  # what is not odd for a field
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Train a little of each kind: the folders."""

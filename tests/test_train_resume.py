@@ -29,13 +29,6 @@ EVERYTHING_RANDOM = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def start(folder, *arguments):
     command = [sys.executable, "-m", "train.classify", "--config", "digits_smoke", "--run.output", str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
