@@ -180,7 +180,7 @@ def refusal(error: Exception) -> str:
     """See that an error is one line that can be printed."""
     text = str(error)
     text.encode()
-    assert text.strip() and "\n" not in text and len(text) < 20_000, f"its message is {text[:200]!r}"
+    assert text.strip() and "\n" not in text and len(text) < 3_000, f"its message is {text[:200]!r}"
     return "refused"
 
 

@@ -104,12 +104,18 @@ def test_ids_outside_the_classes_are_counted(tmp_path):
         ({"size": [40, 60], "counts": [5, 5]}, "add up to 10 pixels, not 2400"),
         ({"size": [40, 60], "counts": [-5, 2405]}, "no list of whole numbers"),
         ({"size": [40, 60], "counts": "zz~"}, "run lengths"),
+        ({"size": ["a" * 50000, 60], "counts": [2400]}, r'for height and width \["a{40,60}\.\.\., the'),
     ],
 )
 def test_broken_outlines_are_named(tmp_path, polygon, message):
     trees.instances(tmp_path, [(0, 3, [SQUARE], 0), (0, 3, polygon, 0)])
     source = open_source(tmp_path, "train")
     refused(lambda: source.load(0), f"train2017.json: annotation 101 of image 0: .*{message}.*; correct or remove")
+
+
+def test_a_message_is_short_whatever_it_names():
+    error = UserError("a" * 50000 + ": remove it")
+    assert len(str(error)) < 2100 and str(error).startswith("aaa") and str(error).endswith(": remove it")
 
 
 def test_outlines_a_little_outside_are_cut_off():

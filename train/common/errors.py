@@ -11,11 +11,19 @@ import torch
 
 from .. import end_at_once
 
+MOST_CHARACTERS = 2000  # of a message: its cause and its advice stand at the two ends
 INTERRUPTED = 130  # the shell's code for a run ended by Ctrl-C
 
 
 class UserError(ValueError):
-    """Something the user can put right; its message is one line that says what and how."""
+    """Something the user can put right; its message is one line that says what and how.
+
+    A message names values of the user's files, and these can be of any length: its middle is left out beyond
+    ``MOST_CHARACTERS``.
+    """
+
+    def __str__(self) -> str:
+        return shorten(super().__str__())
 
 
 class Interrupted(Exception):
@@ -106,5 +114,13 @@ def writing(path: Path):
 
 
 def one_line(error) -> str:
-    """Return an exception's message without line breaks, or its class name where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return an exception's message without line breaks and shortened, or its class name where it has none."""
+    return shorten(" ".join(str(error).split())) or type(error).__name__
+
+
+def shorten(message: str) -> str:
+    """Return a message with its middle left out beyond ``MOST_CHARACTERS``."""
+    if len(message) <= MOST_CHARACTERS:
+        return message
+    half = MOST_CHARACTERS // 2
+    return f"{message[:half]} ... {message[-half:]}"

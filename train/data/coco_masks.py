@@ -9,6 +9,8 @@ import math
 import numpy as np
 from pycocotools import mask as coco
 
+from .coco_json import shown
+
 LONGEST = 40  # bits of a packed run
 
 
@@ -77,7 +79,7 @@ def decode(segmentation: dict, height: int, width: int) -> np.ndarray:
     """Draw run lengths, which go down the columns and start with a run of False."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:
-        raise ValueError(f"its run lengths are for height and width {size}, the picture's are {[height, width]}")
+        raise ValueError(f"its run lengths are for height and width {shown(size)}, the picture's are {[height, width]}")
     if isinstance(counts, str | bytes):
         counts = unpack(counts.encode() if isinstance(counts, str) else counts)
     if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
