@@ -7,8 +7,9 @@ RUN = $(VENV)/bin/python
 ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 100
 endif
+ALL_CORES = -n logical --maxprocesses 8
 # Runs every cell, with its asserts, in the environment's own kernel; figures and times may differ from the stored ones.
-NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+NBVAL = $(ALL_CORES) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 
 KERNELS = -q parity_tests/ops/test_merging_cpu.py parity_tests/ops/test_sampling_cpu.py \
 	parity_tests/ops/test_attention.py parity_tests/ops/test_nearest.py \
@@ -27,7 +28,7 @@ demo-classify: $(VENV)/installed
 	$(RUN) -m train.demo_classify
 
 test: $(VENV)/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(ALL_CORES) --dist worksteal
 	$(RUN) -m pytest $(NBVAL)
 
 # What a change of fast/ breaks first: golden vectors, the mirror, the operators' parity.

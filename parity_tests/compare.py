@@ -8,6 +8,7 @@ where the oracle is the reference in float64 on inputs rounded to the tested dty
 plain PyTorch in the tested dtype, and eps is that dtype's. The factor is 2, and 3 for gradients.
 """
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,14 @@ class Row:
     equal: int = 0
     compared: int = 0
 
+    def add(self, other):
+        """Take in what another process compared."""
+        self.cases += other.cases
+        self.equal += other.equal
+        self.compared += other.compared
+        if other.worst is not None:
+            self.worst = max(self.worst or 0.0, other.worst)
+
 
 class Table:
     """Rows by (algorithm, dtype, device)."""
@@ -38,6 +47,15 @@ class Table:
         """Return the row of an algorithm for the dtype and device of the tensor ``values``, new if need be."""
         key = (algorithm, str(values.dtype).removeprefix("torch."), values.device.type)
         return self.rows.setdefault(key, Row())
+
+    def pack(self):
+        """Return all rows as one json text."""
+        return json.dumps([[key, vars(row)] for key, row in self.rows.items()], default=lambda value: value.item())
+
+    def add(self, packed):
+        """Take in the packed rows of another process."""
+        for key, row in json.loads(packed):
+            self.rows.setdefault(tuple(key), Row()).add(Row(**row))
 
     def lines(self):
         """The table as text, one line a row, sorted."""

@@ -32,6 +32,18 @@ def fresh_memory_is_nan(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
+def pytest_sessionfinish(session):
+    """Send what one of several processes (pytest-xdist) compared to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["parity"] = TABLE.pack()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take in what another process compared; one that died sends nothing."""
+    TABLE.add(getattr(node, "workeroutput", {}).get("parity", "[]"))
+
+
 def pytest_terminal_summary(terminalreporter):
     """Print what was compared."""
     if TABLE.rows:

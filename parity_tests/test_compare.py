@@ -131,3 +131,14 @@ def test_cases_are_deterministic_and_hold_ties():
     assert not (positions[0] == positions[1]).all()
     gaps = ((positions[0][:, None] - positions[0]) ** 2).sum(-1)
     assert len(np.unique(gaps)) < 0.1 * gaps.size
+
+
+def test_tables_of_several_processes_add_up():
+    one, other = Table(), Table()
+    for table, error in ((one, 0.25), (other, 0.5)):
+        row = table.row("sum", torch.zeros(1))
+        row.cases, row.worst = 2, np.float64(error)
+    other.row("order", torch.zeros(1, dtype=torch.int64)).equal = np.int64(3)
+    one.add(other.pack())
+    assert list(one.rows) == [("sum", "float32", "cpu"), ("order", "int64", "cpu")]
+    assert [(row.cases, row.worst, row.equal) for row in one.rows.values()] == [(4, 0.5, 0), (0, None, 3)]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,21 @@ EVERYTHING_RANDOM = [
 
 
 def start(folder, *arguments):
+    """Start a short training that Ctrl-C reaches, also where a shell that runs us in the background ignores it."""
     command = [sys.executable, "-m", "train.classify", "--config", "digits_smoke", "--run.output", str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *arguments], cwd=ROOT, start_new_session=True, **pipes)
+    with heeded(signal.SIGINT):
+        return subprocess.Popen([*command, *arguments], cwd=ROOT, start_new_session=True, **pipes)
+
+
+@contextmanager
+def heeded(number):
+    """Let processes started meanwhile have a signal's default: one that is ignored is inherited so."""
+    former = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, former)
 
 
 def wait_for_update(process, folder, update):
