@@ -9,7 +9,10 @@ export GOMP_SPINCOUNT ?= 100
 endif
 ALL_CORES = -n logical --maxprocesses 8
 # Runs every cell, with its asserts, in the environment's own kernel; figures and times may differ from the stored ones.
-NBVAL = $(ALL_CORES) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+# The longest first.
+LONGEST = notebooks/12_training.ipynb
+NBVAL = $(ALL_CORES) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(LONGEST) \
+	$(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb))
 
 KERNELS = -q parity_tests/ops/test_merging_cpu.py parity_tests/ops/test_sampling_cpu.py \
 	parity_tests/ops/test_attention.py parity_tests/ops/test_nearest.py \

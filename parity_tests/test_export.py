@@ -12,11 +12,13 @@ from fast.ops import dispatch
 from parity_tests.heads import segmenter
 from parity_tests.test_models import images, nano
 
+# One block of each sort, and a decoder layer for each level, are enough; a trace takes as long as it has nodes.
+DEPTHS, LAYERS = {"depths": (1, 1, 1, 1)}, {"encoder_layers": 1, "decoder_layers": 3}
 MODELS = {
-    "classifier": nano,
-    "features": lambda: nano(features_only=True),
-    "mask2former": lambda: segmenter("mask2former")[0],
-    "hcformer": lambda: segmenter("hcformer")[0],
+    "classifier": lambda: nano(**DEPTHS),
+    "features": lambda: nano(features_only=True, **DEPTHS),
+    "mask2former": lambda: segmenter("mask2former", backbone_overrides=DEPTHS, **LAYERS)[0],
+    "hcformer": lambda: segmenter("hcformer", backbone_overrides=DEPTHS, **LAYERS)[0],
 }
 PLAIN = {operator: paths[-1] for operator, paths in dispatch.PATHS.items()}
 
