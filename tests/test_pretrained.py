@@ -313,24 +313,54 @@ def test_a_grey_sample_comes_back_as_it_was(shipped, exported):
     assert np.array_equal(*pictures)
 
 
-def test_a_wheel_holds_the_files(exported, tmp_path):
+def test_a_wheel_is_one_package_with_all_files(exported, tmp_path):
+    ignored = shutil.ignore_patterns("__pycache__")
     for package in ("fast", "reference", "train"):
-        ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, tmp_path / package, ignore=ignored)
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tmp_path)
     shutil.copytree(exported[1], tmp_path / "fast" / "weights", dirs_exist_ok=True)
     code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=200)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        archive.extractall(tmp_path / "installed")
-    files = [each for each in (tmp_path / "fast" / "weights").rglob("*") if each.is_file()]
-    assert {each.relative_to(tmp_path).as_posix() for each in files} <= names and len(files) > 8
-    code = "import fast; print(fast.list_pretrained(), fast.create_segmenter(pretrained='squares').config.num_classes)"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+        archive.extractall(site)
+    assert {path.name.split("-")[0] for path in site.iterdir()} == {"autofocusformer"}
+    files = {
+        path.relative_to(tmp_path)
+        for package in ("fast", "reference", "train")
+        for path in (tmp_path / package).rglob("*")
+        if path.is_file()
+    }
+    held = {path.relative_to(site / "autofocusformer") for path in (site / "autofocusformer").rglob("*")}
+    assert files - held == {Path("reference/README.md")} and len(files) > 200
+
+    code = """
+import sys
+from pathlib import Path
+from autofocusformer import fast, reference
+from autofocusformer.train import show
+print(fast.list_pretrained(), fast.create_segmenter(pretrained="squares").config.num_classes)
+code = show.run_command(show.main, [sys.argv[1], "--pretrained", "digits", "--out", "tokens.png"])
+print(code, Path("tokens.png").is_file(), {"fast", "reference", "train"} & set(sys.modules))
+"""
+    picture = tmp_path / "fast" / "weights" / "nuclei_samples" / "07761fa39f60dc37.png"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "dist", env=environment, capture_output=True, timeout=200
+        [sys.executable, "-c", code, picture],
+        cwd=tmp_path / "dist",
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        timeout=200,
+        text=True,
     )
-    assert "'squares'" in done.stdout.decode() and done.stdout.decode().endswith("1\n"), done.stderr.decode()
+    assert "'squares'" in done.stdout and done.stdout.endswith("1\n0 True set()\n"), done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "autofocusformer.train.predict", "--nonsense"],
+        cwd=tmp_path / "dist",
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        timeout=200,
+        text=True,
+    )
+    assert "python -m autofocusformer.train.predict --help" in done.stderr, done.stderr
