@@ -27,9 +27,9 @@ def sample_flop(locations, attention, positions, values, nearest, *_, **__):
     return 2 * prod(nearest) * values[-1]
 
 
-def sample_levels_flop(locations, attention, tables, positions, values, *_, **__):
+def sample_levels_flop(offsets, logits, tables, positions, values, *_, **__):
     """Count ``aff::sample_levels``: each location reads 4 tokens."""
-    return 2 * 4 * prod(locations[:-1]) * values[-1]
+    return 2 * 4 * prod(offsets[:-1]) * values[-1]
 
 
 def attention_flop(attention, x, geometry):

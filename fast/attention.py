@@ -25,16 +25,17 @@ class Attention(nn.Module):
         nn.init.trunc_normal_(self.blank_key, std=0.02)
         nn.init.trunc_normal_(self.blank_value, std=0.02)
 
-    def forward(self, x, geometry):
-        """x (B, n, C), StageGeometry -> (B, n, C)."""
+    def forward(self, x, geometry, add=None):
+        """x (B, n, C), StageGeometry -> (B, n, C); ``add`` (B, n, C), if given, is added."""
         if not geometry.in_clusters:
-            return geometry.from_clusters(self(geometry.to_clusters(x), geometry.renumbered()))
+            out = geometry.from_clusters(self(geometry.to_clusters(x), geometry.renumbered()))
+            return out if add is None else out + add
         d = x.shape[-1] // self.heads
         query = apply_linear(self.query, x).unflatten(-1, (self.heads, d)) * d**-0.5
         kv = apply_linear(self.key_value, x).unflatten(-1, (self.heads, 2, d))
         blank = torch.stack([b.view(self.heads, d) for b in (self.blank_key, self.blank_value)], dim=1).to(query.dtype)
         out = neighborhood_attention(query, kv, blank, self.position.weight, self.position.bias, geometry)
-        return apply_linear(self.project, out.flatten(2))
+        return apply_linear(self.project, out.flatten(2), add=add)
 
 
 class DropPath(nn.Module):
@@ -65,14 +66,20 @@ class AttentionBlock(nn.Module):
         self.mlp.add_module("gelu", nn.GELU())
         self.mlp.add_module("fc2", nn.Linear(hidden, dim))
         self.drop_path = DropPath(drop_path)
-        self.scale1 = self.scale2 = 1.0
+        self.scale1 = self.scale2 = None
         if layer_scale is not None:
             self.scale1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
             self.scale2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
 
     def forward(self, x, geometry):
         """x (B, n, C), StageGeometry -> (B, n, C)."""
-        x = x + self.scale1 * self.drop_path(self.attention(self.norm1(x), geometry))
         mlp = self.mlp
-        update = apply_linear(mlp.fc2, mlp.gelu(apply_linear(mlp.fc1, self.norm2(x))))
-        return x + self.scale2 * self.drop_path(update)
+        if self.scale1 is None and (self.drop_path.probability == 0 or not self.training):
+            x = self.attention(self.norm1(x), geometry, add=x)
+            return apply_linear(mlp.fc2, apply_linear(mlp.fc1, self.norm2(x), mlp.gelu), add=x)
+        x = x + self._weigh(self.scale1, self.attention(self.norm1(x), geometry))
+        return x + self._weigh(self.scale2, apply_linear(mlp.fc2, apply_linear(mlp.fc1, self.norm2(x), mlp.gelu)))
+
+    def _weigh(self, scale, update):
+        update = self.drop_path(update)
+        return update if scale is None else scale * update

@@ -79,7 +79,7 @@ class DeformableAttention(nn.Module):
             self.attention_weights.weight.zero_()
             self.attention_weights.bias.zero_()
 
-    def forward(self, query, positions, source, level_sizes, grid_size, tables):
+    def forward(self, query, positions, source, level_sizes, grid_size, tables, add=None):
         """Attend to sampled locations of all levels.
 
         Parameters
@@ -91,6 +91,8 @@ class DeformableAttention(nn.Module):
         grid_size : (h, w)
         tables : (L, B, h w, 4) int32 tensor
             Of ``lookup_tables``; read if ``lookup`` is "rounded".
+        add : (B, n, D) tensor, optional
+            What is added to the result.
 
         Returns
         -------
@@ -98,18 +100,16 @@ class DeformableAttention(nn.Module):
         """
         shape = (self.heads, self.levels, self.points)
         offsets = ops.apply_linear(self.sampling_offsets, query).unflatten(-1, (*shape, 2))
-        sampling_locations = positions[:, :, None, None, None] + offsets
-        attention = ops.apply_linear(self.attention_weights, query).unflatten(-1, (self.heads, -1))
-        attention = attention.softmax(dim=-1).unflatten(-1, shape[1:])
+        logits = ops.apply_linear(self.attention_weights, query).unflatten(-1, shape)
         values = ops.apply_linear(self.value, source).unflatten(-1, (self.heads, -1))
         if self.lookup == "rounded":
-            power = self.shepard_power
-            out = ops.sample_levels(sampling_locations, attention, tables, positions, values, power, grid_size)
+            out = ops.sample_levels(offsets, logits, tables, positions, values, self.shepard_power, grid_size)
         else:
+            sampling_locations = positions[:, :, None, None, None] + offsets
             nearest = self._nearest_exact(sampling_locations, positions, level_sizes)
-            flat = sampling_locations.flatten(3, 4), attention.flatten(3, 4)
+            flat = sampling_locations.flatten(3, 4), logits.flatten(3).softmax(dim=-1)
             out = ops.sample(*flat, positions, values, nearest, self.shepard_power)
-        return ops.apply_linear(self.output, out.flatten(2))
+        return ops.apply_linear(self.output, out.flatten(2), add=add)
 
     def _nearest_exact(self, sampling_locations, positions, level_sizes):
         """Nearest tokens of locations (B, n, H, L, P, 2), numbered over all levels: (B, n, H, L P, 4) int64.

@@ -11,7 +11,7 @@ from torch import nn
 from .checks import check_arrays, check_choice, check_whole, is_whole, shown
 from .deformable import LOOKUPS, DeformableAttention, lookup_tables
 from .interpolation import shepard
-from .ops import apply_linear
+from .ops import apply_linear, apply_multihead, inner_products
 from .ops.indexing import autocast_device, gather_rows
 from .pointconv import PointConv
 from .segmenter import Segmenter, output
@@ -88,9 +88,10 @@ class EncoderLayer(nn.Module):
 
     def forward(self, source, code, positions, level_sizes, grid_size, tables):
         """source and code (B, n, D), positions (B, n, 2) of all levels -> (B, n, D)."""
-        update = self.attention(source + code, positions, source, level_sizes, grid_size, tables)
-        source = self.norm1(update.add_(source))
-        return self.norm2(apply_linear(self.fc2, apply_linear(self.fc1, source).relu_()).add_(source))
+        source = self.norm1(
+            self.attention(source + code, positions, source, level_sizes, grid_size, tables, add=source)
+        )
+        return self.norm2(apply_linear(self.fc2, apply_linear(self.fc1, source, torch.relu), add=source))
 
 
 def init_matrices(module):
@@ -175,7 +176,6 @@ class DecoderLayer(nn.Module):
     def __init__(self, config):
         super().__init__()
         dim = config.hidden_dim
-        self.heads = config.heads
         self.cross_attention = nn.MultiheadAttention(dim, config.heads, batch_first=True)
         self.self_attention = nn.MultiheadAttention(dim, config.heads, batch_first=True)
         self.cross_norm, self.self_norm, self.ffn_norm = (nn.LayerNorm(dim) for _ in range(3))
@@ -183,11 +183,11 @@ class DecoderLayer(nn.Module):
 
     def forward(self, out, memory, code, attn_mask, query_pos):
         """out (B, q, D), memory and its code (B, n, D), attn_mask (B, q, n), the queries' code (q, D) -> (B, q, D)."""
-        mask = attn_mask.repeat_interleave(self.heads, dim=0)
-        update = self.cross_attention(out + query_pos, memory + code, memory, attn_mask=mask, need_weights=False)[0]
+        update = apply_multihead(self.cross_attention, out + query_pos, memory + code, memory, attn_mask)
         out = self.cross_norm(out + update)
-        out = self.self_norm(out + self.self_attention(out + query_pos, out + query_pos, out, need_weights=False)[0])
-        return self.ffn_norm(out + apply_linear(self.fc2, apply_linear(self.fc1, out).relu_()))
+        query = out + query_pos
+        out = self.self_norm(out + apply_multihead(self.self_attention, query, query, out))
+        return self.ffn_norm(apply_linear(self.fc2, apply_linear(self.fc1, out, torch.relu), add=out))
 
 
 class QueryDecoder(nn.Module):
@@ -212,8 +212,9 @@ class QueryDecoder(nn.Module):
 
     def _masks(self, y, mask_features):
         """Mask logits (B, q, t) of queries (B, q, D) after the norm, at tokens (B, t, D)."""
-        x = self.mask_head[2](self.mask_head[1](self.mask_head[0](y).relu()).relu())
-        return x @ mask_features.transpose(1, 2)
+        for layer in self.mask_head[:-1]:
+            y = apply_linear(layer, y, torch.relu)
+        return inner_products(apply_linear(self.mask_head[-1], y), mask_features)
 
     def forward(self, mask_features, levels, level_positions, at=None, auxiliary=True):
         """Make a prediction from the learnt queries and one after every layer.

@@ -5,16 +5,19 @@ A folder holds ``plain`` (eager PyTorch with autograd: the definition of this si
 """
 
 from .attention import neighborhood_attention
-from .linear import apply_linear
+from .linear import apply_linear, inner_products
 from .merging import merge, parameter_matrix
+from .multihead import apply_multihead
 from .nearest import local_stride, nearest_clusters, nearest_tokens
 from .ordering import choose, cluster_tokens
 from .sampling import sample, sample_levels
 
 __all__ = [
     "apply_linear",
+    "apply_multihead",
     "choose",
     "cluster_tokens",
+    "inner_products",
     "local_stride",
     "merge",
     "nearest_clusters",

@@ -42,15 +42,15 @@ def sample(sampling_locations, attention, positions, values, nearest, half_power
     return plain.sample(*inputs) if path == "plain" else _sample(*inputs, path)
 
 
-def sample_levels(sampling_locations, attention, tables, positions, values, half_power, grid_size):
-    """Read the values of several levels' tokens, each location from the 4 tokens nearest to the cell it rounds to.
+def sample_levels(offsets, logits, tables, positions, values, half_power, grid_size):
+    """Let every token read the values of several levels, each location from the 4 tokens nearest to its cell.
 
     Parameters
     ----------
-    sampling_locations : (B, q, H, L, P, 2) floating tensor
-        (x, y), cells.
-    attention : (B, q, H, L, P) floating tensor
-        Attention weights of the locations.
+    offsets : (B, n, H, L, P, 2) floating tensor
+        (x, y), cells: of the locations from the token's own position.
+    logits : (B, n, H, L, P) floating tensor
+        Attention weights of the locations are their softmax over L and P.
     tables : (L, B, h w, 4) int32 tensor
         The nearest tokens of every cell among the level's own, nearest first, numbered over all levels; -1 where a
         level has fewer than four (``deformable.lookup_tables``).
@@ -62,19 +62,21 @@ def sample_levels(sampling_locations, attention, tables, positions, values, half
 
     Returns
     -------
-    (B, q, H, d) tensor
+    (B, n, H, d) tensor
         In the dtype of ``values``.
     """
     check_arrays(
-        sampling_locations=(sampling_locations, "real", "B q H L P 2"), attention=(attention, "real", "B q H L P"),
+        offsets=(offsets, "real", "B n H L P 2"), logits=(logits, "real", "B n H L P"),
         values=(values, "real", "B n H d"), positions=(positions, "whole", "images n 2"),
         tables=(tables, "whole", "L B cells 4"),
     )  # fmt: skip
     path = dispatch.path("sampling", values.device)
     if path == "cpu":
-        return _sample_levels(sampling_locations, attention, tables, positions, values, half_power, *grid_size)
+        return _sample_levels(offsets, logits, tables, positions, values, half_power, *grid_size)
+    sampling_locations = positions[:, :, None, None, None] + offsets
     nearest = plain.nearest_of_levels(sampling_locations, tables, grid_size).flatten(3, 4)
-    return sample(sampling_locations.flatten(3, 4), attention.flatten(3, 4), positions, values, nearest, half_power)
+    attention = logits.flatten(3).softmax(dim=-1)
+    return sample(sampling_locations.flatten(3, 4), attention, positions, values, nearest, half_power)
 
 
 @torch.library.custom_op("aff::sample", mutates_args=())
@@ -137,8 +139,8 @@ _sample.register_autograd(_differentiate, setup_context=_save)
 
 @torch.library.custom_op("aff::sample_levels", mutates_args=())
 def _sample_levels(
-    sampling_locations: Tensor,
-    attention: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
     tables: Tensor,
     positions: Tensor,
     values: Tensor,
@@ -147,20 +149,20 @@ def _sample_levels(
     w: int,
 ) -> Tensor:
     """``sample_levels`` by the compiled CPU kernel, which looks the tokens up itself."""
-    inputs = sampling_locations, attention, tables, positions, values, half_power, (h, w)
+    inputs = offsets, logits, tables, positions, values, half_power, (h, w)
     return dispatch.run("sampling", "cpu", _kernel("cpu").sample_levels, *inputs)
 
 
 @_sample_levels.register_fake
-def _(sampling_locations, attention, tables, positions, values, half_power, h, w):
-    return values.new_empty(*sampling_locations.shape[:3], values.shape[3])
+def _(offsets, logits, tables, positions, values, half_power, h, w):
+    return values.new_empty(*offsets.shape[:3], values.shape[3])
 
 
 @torch.library.custom_op("aff::sample_levels_backward", mutates_args=())
 def _sample_levels_backward(
     grad_out: Tensor,
-    sampling_locations: Tensor,
-    attention: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
     tables: Tensor,
     positions: Tensor,
     values: Tensor,
@@ -168,14 +170,14 @@ def _sample_levels_backward(
     h: int,
     w: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of sampling_locations, attention, values and half_power."""
-    inputs = grad_out, sampling_locations, attention, tables, positions, values, half_power, (h, w)
+    """Gradients of offsets, logits, values and half_power."""
+    inputs = grad_out, offsets, logits, tables, positions, values, half_power, (h, w)
     return dispatch.run("sampling", "cpu", _kernel("cpu").sample_levels_backward, *inputs)
 
 
 @_sample_levels_backward.register_fake
-def _(grad_out, sampling_locations, attention, tables, positions, values, half_power, h, w):
-    return tuple(x.new_empty(x.shape) for x in (sampling_locations, attention, values, half_power))
+def _(grad_out, offsets, logits, tables, positions, values, half_power, h, w):
+    return tuple(x.new_empty(x.shape) for x in (offsets, logits, values, half_power))
 
 
 def _save_levels(ctx, inputs, output):

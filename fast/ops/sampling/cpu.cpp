@@ -2,8 +2,10 @@
 // sec. 4.1), and its gradients.
 //
 // A row is one query and head; it reads P locations, each from k tokens: given ones, or those that a table has for the
-// cell that the location rounds to. Rows are taken in blocks. A block first computes the weights of all its locations,
-// with a vector's lanes standing for locations; then sums the values of each row, lanes standing for channels.
+// cell that the location rounds to. With tables the queries are the tokens themselves: locations are given as offsets
+// from the query's own position, attention as logits. Rows are taken in blocks. A block first computes the weights of all
+// its locations, with a vector's lanes standing for locations; then sums the values of each row, lanes standing for
+// channels.
 #include "vector_math.h"
 
 namespace {
@@ -16,8 +18,8 @@ constexpr double FLOOR = 1e-11;  // added to (d^2)^a
 // What both passes read.
 template <class T>
 struct Problem {
-    const T* locations;      // (B, q, H, P, 2)
-    const T* attention;      // (B, q, H, P) or null: 1
+    const T* locations;      // (B, q, H, P, 2); by table: less the position of the query's token
+    const T* attention;      // (B, q, H, P) or null: 1; by table: logits
     const T* positions;      // (B or 1, n, 2)
     const T* values;         // (B, n, H, d)
     const int32_t* nearest;  // (B, q, H, P, k), negative for none; null: by table, k = 4
@@ -62,17 +64,52 @@ struct Block {
     void take(int64_t number) {
         first = number * p.block_rows(), count = std::min(p.block_rows(), p.rows() - first), used = count * p.points;
         const T* locations = p.locations + 2 * first * p.points;
-        for (int64_t s = 0; s < size; s++) {
-            x[s] = s < used ? locations[2 * s] : 0, y[s] = s < used ? locations[2 * s + 1] : 0;
-        }
+        for (int64_t s = 0; s < used; s++) x[s] = locations[2 * s], y[s] = locations[2 * s + 1];
+        for (int64_t s = used; s < size; s++) x[s] = y[s] = 0;
         std::fill_n(attention, size, (T)1);
         if (p.attention) std::copy_n(p.attention + first * p.points, used, attention);
+        if (p.tables) add_positions(), soften();
         const std::vector<int32_t> none(p.k, -1);
         for (int64_t s = used; s < size; s++) load_tokens(s, p.k, none.data(), p.positions);
         if (p.nearest)
             load_nearest();
         else
             look_up();
+    }
+
+    // From offsets to locations.
+    void add_positions() {
+        for (int64_t row = 0, s = 0; row < count; row++) {
+            const int64_t number = (first + row) / p.heads, image = number / p.queries;
+            const T* own = p.positions + image * p.position_stride + 2 * (number - image * p.queries);
+            for (const int64_t end = s + p.points; s < end; s++) x[s] += own[0], y[s] += own[1];
+        }
+    }
+
+    // From logits to attention: softmax over the locations of a row.
+    void soften() {
+        T* row = attention;
+        for (int64_t i = 0; i < count; i++, row += p.points) {
+            const T most = *std::max_element(row, row + p.points);
+            for (int64_t j = 0; j < p.points; j++) row[j] = (row[j] - most) * (T)(1 / LN_2);
+        }
+        for (int64_t s = 0; s < size; s += LANES<T>) store<T>(attention + s, exp2_of<T>(load(attention + s)));
+        row = attention;
+        for (int64_t i = 0; i < count; i++, row += p.points) {
+            T sum = 0;
+            for (int64_t j = 0; j < p.points; j++) sum += row[j];
+            for (int64_t j = 0; j < p.points; j++) row[j] /= sum;
+        }
+    }
+
+    // Gradients of logits from those of attention, in place.
+    void harden(T* grads) const {
+        const T* row = attention;
+        for (int64_t i = 0; i < count; i++, row += p.points, grads += p.points) {
+            T mean = 0;
+            for (int64_t j = 0; j < p.points; j++) mean += row[j] * grads[j];
+            for (int64_t j = 0; j < p.points; j++) grads[j] = row[j] * (grads[j] - mean);
+        }
     }
 
     // The k tokens of location s.
@@ -340,6 +377,7 @@ void backward(const Threads* threads, const Problem<T>& p, const T* grad, T* gra
                 project_row(block, p.values_of(block.first + row), grad + (block.first + row) * p.d, row * p.points,
                             products.data());
             partial[number] = differentiate(block, products.data(), of_x.data(), of_y.data(), of_attention.data());
+            if (p.tables) block.harden(of_attention.data());
             const int64_t first = block.first * p.points;
             for (int64_t s = 0; s < block.used; s++) {
                 T* at = grad_locations + 2 * (first + s);

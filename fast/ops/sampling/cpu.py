@@ -45,16 +45,17 @@ def backward(grad_out, sampling_locations, attention, positions, values, nearest
     return _backward(grad_out, sampling_locations, attention, positions, values, nearest, None, half_power, (1, 0, 0))
 
 
-def sample_levels(sampling_locations, attention, tables, positions, values, half_power, grid_size):
-    """Read the values of several levels at locations, each from the four tokens nearest to the cell it rounds to.
+def sample_levels(offsets, logits, tables, positions, values, half_power, grid_size):
+    """Let every token read the values of several levels, each location from the four tokens nearest to its cell.
 
     Rounded half to even and clamped to the grid; the weights use the true location (paper sec. 4.1).
 
     Parameters
     ----------
-    sampling_locations : (B, q, H, L, P, 2) floating tensor
-        (x, y), cells of the grid.
-    attention : (B, q, H, L, P) floating tensor
+    offsets : (B, n, H, L, P, 2) floating tensor
+        (x, y), cells: of the locations from the token's own position.
+    logits : (B, n, H, L, P) floating tensor
+        Attention weights are their softmax over L and P.
     tables : (L, B, h w, 4) int32 tensor
         Of ``deformable.lookup_tables``.
     positions : (B or 1, n, 2) int64 tensor
@@ -65,26 +66,24 @@ def sample_levels(sampling_locations, attention, tables, positions, values, half
 
     Returns
     -------
-    (B, q, H, d) tensor
+    (B, n, H, d) tensor
         In the dtype of ``values``; computed in float32 or float64.
     """
-    sampling_locations, attention = sampling_locations.flatten(3, 4), attention.flatten(3, 4)
-    return _forward(
-        sampling_locations, attention, positions, values, None, tables, half_power, (len(tables), *grid_size)
-    )
+    offsets, logits = offsets.flatten(3, 4), logits.flatten(3, 4)
+    return _forward(offsets, logits, positions, values, None, tables, half_power, (len(tables), *grid_size))
 
 
-def sample_levels_backward(grad_out, sampling_locations, attention, tables, positions, values, half_power, grid_size):
-    """Gradients of ``sample_levels``: its arguments after ``grad_out`` (B, q, H, d), the gradient of its result.
+def sample_levels_backward(grad_out, offsets, logits, tables, positions, values, half_power, grid_size):
+    """Gradients of ``sample_levels``: its arguments after ``grad_out`` (B, n, H, d), the gradient of its result.
 
     Returns
     -------
     tuple of tensors
-        Gradients of sampling_locations, attention, values, half_power, each in its input's dtype.
+        Gradients of offsets, logits, values, half_power, each in its input's dtype.
     """
-    inputs = sampling_locations.flatten(3, 4), attention.flatten(3, 4), positions, values, None, tables
+    inputs = offsets.flatten(3, 4), logits.flatten(3, 4), positions, values, None, tables
     grads = _backward(grad_out, *inputs, half_power, (len(tables), *grid_size))
-    return grads[0].view(sampling_locations.shape), grads[1].view(attention.shape), *grads[2:]
+    return grads[0].view(offsets.shape), grads[1].view(logits.shape), *grads[2:]
 
 
 def _forward(sampling_locations, attention, positions, values, nearest, tables, half_power, levels):
