@@ -24,6 +24,7 @@ from train.data.normalization import to_input
 
 from .flops import count_flops
 from .measure import alternate, seconds
+from .results import write_picture
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 PICTURES, ROUNDS = 20, 15
@@ -49,7 +50,7 @@ def main(arguments):
         milliseconds, flops = costs[name]
         mean = statistics.mean(values)
         print(f"{name:20} AP {mean:5.1f}  {milliseconds:6.2f} ms  {flops / 1e6:7.1f} million operations")
-    draw(rows, costs).savefig(options.out or options.table.with_suffix(".png"), dpi=150)
+    write_picture(options.out or options.table.with_suffix(".png"), draw(rows, costs))
     return 0
 
 

@@ -12,7 +12,7 @@ import matplotlib.ticker
 from train.common.errors import Parser, UserError, run_command
 
 from .cases import SWIN, SWIN_MINI
-from .results import ROOT, find, read
+from .results import ROOT, find, read, write_picture
 
 SERIES = (  # model, paths, label, colour (Okabe and Ito), marker, line
     ("aff_mini", "fastest", "AFF-Mini", "#0072B2", "o", "-"),
@@ -32,7 +32,7 @@ def main(arguments):
     tables = [read(ROOT / name) for name in ("cpu.csv", "gpu.csv")]
     if not any(tables):
         raise UserError("nothing was measured yet: run python -m benchmarks.run first")
-    draw([rows for rows in tables if rows]).savefig(target, dpi=150)
+    write_picture(target, draw([rows for rows in tables if rows]))
 
 
 def draw(tables):

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import io
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 
 from train.common.errors import UserError
+from train.common.output_files import Outputs, write_whole
 
 ROOT = Path(__file__).parent
 KEY = ("group", "what", "task", "stage", "size", "batch", "dtype", "mode", "paths")
@@ -65,11 +67,21 @@ def read(path):
 def write(path, rows):
     """Write rows (dicts of some of the COLUMNS) as a CSV file; numbers to four digits."""
     text = [{name: as_text(row.get(name, "")) for name in COLUMNS} for row in rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(text)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(text)
+    write_whole(path, file.getvalue().encode())
+
+
+def write_picture(path, figure):
+    """Write a figure as PNG; in this folder, whose files git keeps, over what is there, elsewhere over nothing."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, format="png")
+    if path.parent.resolve() == ROOT.resolve():
+        write_whole(path, buffer.getvalue())
+    else:
+        Outputs(path.parent).write(path.name, buffer.getvalue())
 
 
 def as_text(value):

@@ -52,9 +52,10 @@ def main(arguments):
     device = device_named(options.device)
     torch.set_num_threads(options.threads)
     chosen = choose(comparisons(device.type, options.quick), options.only)
-    check_parity(QUICK if options.quick else tests_of(chosen))
     out = options.out or (None if options.quick else results.ROOT / ("gpu.csv" if device.type == "cuda" else "cpu.csv"))
-    old = results.read(out) if out and options.only else []
+    old = results.read(out) if out else []  # also refuses a file of someone else
+    old = old if options.only else []
+    check_parity(QUICK if options.quick else tests_of(chosen))
     bench = Bench(device, options.threads, *((3, 1.0) if options.quick else PACE[device.type]))
     print(", ".join(f"{name} {value}" for name, value in bench.source.items()), flush=True)
     started = time.perf_counter()

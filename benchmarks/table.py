@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from train.common.errors import Parser, UserError, run_command
+from train.common.output_files import write_whole
 
 from .cases import BACKWARD, SWIN, SWIN_MINI, SWIN_SEGMENTER
 from .results import ROOT, find, read, targets
@@ -34,7 +35,7 @@ def main(arguments):
     parser.add_argument("readme", nargs="?", type=Path, default=README)
     target = parser.parse_args(arguments).readme
     text = target.read_text(encoding="utf-8")
-    target.write_text(replace_block(text, page(read(ROOT / "cpu.csv"), read(ROOT / "gpu.csv"))), encoding="utf-8")
+    write_whole(target, replace_block(text, page(read(ROOT / "cpu.csv"), read(ROOT / "gpu.csv"))).encode())
 
 
 def replace_block(text, block):

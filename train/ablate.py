@@ -20,7 +20,7 @@ from fast.models import model_config
 from fast.selection import token_counts
 
 from .ablation.rows import AblatedClassification, AblatedSegmentation, Config, Shared
-from .ablation.table import SCORES, append_run, describe_machine, read_runs, write_table
+from .ablation.table import SCORES, append_run, describe_machine, read_page, read_runs, write_table
 from .common.errors import Interrupted, Parser, UserError, one_line, run_command
 from .config import classification as base
 from .config.loader import check_config, closest, help_text, load_config
@@ -47,8 +47,11 @@ def main(arguments: list[str]) -> int:
     check_rows(config)
     names, seeds = choose_rows(options.rows, config), choose_seeds(options.seeds)
     path = Path(options.out or f"outputs/ablation_{Path(options.config).stem}.csv")
+    if path.suffix != ".csv":
+        raise UserError(f"--out {path}: name a .csv file; its table is written beside it as .md")
     runs = read_runs(path)
     check_runs(runs, config, path)
+    read_page(path)
     head = describe_table(config, ["--config", options.config, "--out", str(path), *overrides])
     missing = [(name, seed) for seed in seeds for name in names if (name, seed) not in runs]
     print(f"{len(names) * len(seeds) - len(missing)} runs are in {path}, {len(missing)} are to be made")

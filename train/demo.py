@@ -24,7 +24,7 @@ from .config.loader import load_config
 from .config.segmentation import Config
 from .data.segmentation import open_sets
 from .data.segmentation_dataset import EvalDataset
-from .engine.command_line import clear
+from .engine.command_line import PICTURE, REPORT, begin_demo, clear
 from .engine.loop import train
 from .engine.run import Run
 from .inference.segmentation import predict
@@ -34,7 +34,7 @@ from .models.autocast import autocast
 from .models.checkpoint import LAST
 from .models.segmenter import build_model
 from .tasks.segmentation import Segmentation, evaluate
-from .visualization.figures import save_figure
+from .visualization.figures import as_png
 from .visualization.segments import draw_segments, list_segments, target_segments
 from .visualization.tokens import draw_tokens, stride_legend
 
@@ -48,11 +48,12 @@ def main(arguments: list[str]) -> int:
     parser = Parser("train.demo", __doc__, "overrides: as python -m train.segment --help lists them")
     parser.add_argument("--config", default="digits_panoptic_nano", help="a config with data.source: digits")
     parser.add_argument("--backbone", default="digits_backbone", help="config of train.classify for the backbone")
+    parser.add_argument("--fresh", action="store_true", help="start anew in a folder that holds another run")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(options.config, overrides, Config)
     if config.data.source != "digits" or config.data.task not in (None, "panoptic"):
         raise UserError(f"the demonstration is panoptic, on Scattered Digits; {options.config} is not")
-    clear(Path(config.run.output))
+    outputs = begin_demo(Path(config.run.output), options.fresh)
     start = time.perf_counter()
     untrained = measure_untrained(config)
     first = train_backbone(options.backbone, config)
@@ -70,8 +71,8 @@ def main(arguments: list[str]) -> int:
         "minutes": (time.perf_counter() - start) / 60,
         "threads": torch.get_num_threads(),
     }
-    save_figure(draw_grid(model, run), run.folder / "grid.png")
-    (run.folder / "demo.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    outputs.write(PICTURE, as_png(draw_grid(model, run)))
+    outputs.write(REPORT, json.dumps(report, indent=1).encode())
     print(describe(report, run))
     return 0 if (report["scores"]["AP"] or 0) >= ENOUGH else 1
 
@@ -116,7 +117,7 @@ def describe(report: dict, run: Run) -> str:
         f"how hard     {', '.join(f'{key} {value}' for key, value in look.items())}",
         f"focus ratio  {ratios(report['focus_ratio'])}   (tokens per area, in digits' boxes over outside; blind: 1)",
         f"  untrained  {ratios(before['focus_ratio'])}",
-        f"picture      {run.folder / 'grid.png'}",
+        f"picture      {run.folder / PICTURE}",
     ]
     return "\n".join(lines)
 

@@ -23,12 +23,12 @@ from .config.classification import Config
 from .config.loader import load_config
 from .data.digits import DigitsConfig, ScatteredDigits
 from .data.normalization import to_input
-from .engine.command_line import clear
+from .engine.command_line import PICTURE, REPORT, begin_demo
 from .engine.loop import Run, train
 from .inference.classification import find_tokens
 from .metrics.focus_ratio import measure_focus
 from .models.classifier import build_model
-from .visualization.figures import save_figure
+from .visualization.figures import as_png
 from .visualization.tokens import bare, draw_tokens
 
 ENOUGH = 0.8
@@ -39,19 +39,20 @@ def main(arguments: list[str]) -> int:
     """Run the command."""
     parser = Parser("train.demo_classify", __doc__, "overrides: as python -m train.classify --help lists them")
     parser.add_argument("--config", default="digits_nano", help="a config with data.source: digits")
+    parser.add_argument("--fresh", action="store_true", help="start anew in a folder that holds another run")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(options.config, overrides)
     if config.data.source != "digits":
         raise UserError(f"the demonstration is on Scattered Digits: {options.config} trains on {config.data.source}")
-    clear(Path(config.run.output))
+    outputs = begin_demo(Path(config.run.output), options.fresh)
     untrained = measure(fresh_model(config), config)
     start = time.perf_counter()
     run = train(config)
     seconds = time.perf_counter() - start
     model = (run.ema.module if run.ema else run.model).cpu()
     report = summarise(run, seconds, untrained, measure(model, config))
-    save_figure(draw_grid(model, run.val_set.source.pictures), run.folder / "grid.png")
-    (run.folder / "demo.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    outputs.write(PICTURE, as_png(draw_grid(model, run.val_set.source.pictures)))
+    outputs.write(REPORT, json.dumps(report, indent=1).encode())
     print(describe(report, config))
     return 0 if report["accuracy"] >= ENOUGH else 1
 
@@ -103,7 +104,7 @@ def describe(report: dict, config: Config) -> str:
             f"  easier at first    {easier(config)}",
             f"focus ratio          {merges}   (tokens per area, in the digit's box over outside; blind choice: 1)",
             f"  before training    {before}",
-            f"picture              {Path(config.run.output) / 'grid.png'}",
+            f"picture              {Path(config.run.output) / PICTURE}",
         ]
     )
 

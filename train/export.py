@@ -202,6 +202,29 @@ def check_samples(folder: Path) -> None:
         )
 
 
+def check_free(folder: Path, name: str, replace: bool) -> None:
+    """Refuse to write over weights unasked, and over files of these names that are no weights of ours at all.
+
+    Raises
+    ------
+    UserError
+        It names the file or folder.
+    """
+    weights, sums = folder / f"{name}{SUFFIX}", folder / SUMS
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines() if sums.is_file() else []
+    listed = {line.partition("  ")[2] for line in lines}
+    for path in (weights, weights.with_suffix(".md"), samples_of(weights)):
+        if not path.exists():
+            continue
+        if weights.name not in listed:
+            raise UserError(f"{path} exists and is not ours ({SUMS} does not list {weights.name}): name another --out")
+        if not replace:
+            raise UserError(f"{path} exists: pass --replace, or give another name")
+    kept = {each.relative_to(folder).as_posix() for each in samples_of(weights).rglob("*") if each.is_file()} - listed
+    if kept:
+        raise UserError(f"{folder / min(kept)} is not ours ({SUMS} does not list it): move it elsewhere first")
+
+
 def install(draft: Path, folder: Path, name: str) -> None:
     """Move what was written into the folder of weights, and list it in SHA256SUMS instead of what was there."""
     old, own = folder / SUMS, (f"{name}{SUFFIX}", f"{name}_samples/")
@@ -231,8 +254,7 @@ def main(arguments: list[str]) -> int:
     if not re.fullmatch("[a-z0-9_]+", name):
         raise UserError(f"a name of weights has lower-case letters, digits and _ only, not {name!r}")
     about = read_about(Path(options.about) if options.about else Path(__file__).parent / "cards" / f"{name}.yaml")
-    if (folder / f"{name}{SUFFIX}").exists() and not options.replace:
-        raise UserError(f"{folder / name}{SUFFIX} exists: pass --replace, or give another name")
+    check_free(folder, name, options.replace)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as draft:

@@ -13,14 +13,15 @@ from pathlib import Path
 import torch
 from scipy.stats import t as student
 
-from ..common.errors import UserError
+from ..common.errors import UserError, writing
+from ..common.output_files import write_whole
 
 SCORES = ("PQ", "PQ_things", "PQ_stuff", "AP", "AP50", "AP_small", "AP_medium", "AP_large", "mIoU")
 FOCUS = ("focus_1", "focus_2", "focus_3")
 NUMBERS = (*SCORES, "accuracy", *FOCUS, "minutes")
 COLUMNS = ("row", "seed", *NUMBERS, "settings", "machine", "versions")
 SHOWN = ("PQ", "PQ_stuff", "AP", "AP50", "AP_small", "AP_medium", "AP_large", "mIoU", "accuracy")
-READING = "\n## Reading\n"
+TITLE, READING = "# Ablations", "\n## Reading\n"
 PACKAGES = ("torch", "numpy", "timm")
 
 
@@ -78,13 +79,14 @@ def read_runs(path: Path) -> dict[tuple[str, int], dict]:
 def append_run(path: Path, run: dict) -> None:
     """Add a run to the file as one whole line, so that several processes can add to it."""
     short = {name: f"{run[name]:.3f}" for name in NUMBERS if run[name] is not None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
-        file.write(as_line(COLUMNS))
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(as_line([(run | short)[name] for name in COLUMNS]))
-        file.flush()
-        os.fsync(file.fileno())
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
+            file.write(as_line(COLUMNS))
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(as_line([(run | short)[name] for name in COLUMNS]))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def as_line(values) -> str:
@@ -106,13 +108,28 @@ def write_table(path: Path, rows: list[str], head: str) -> None:
     head : str
         How the runs were made.
     """
-    runs, target = read_runs(path), path.with_suffix(".md")
+    runs, old = read_runs(path), read_page(path)
     groups = {name: {seed: run for (row, seed), run in runs.items() if row == name} for name in rows}
     groups = {name: group for name, group in groups.items() if group}
-    old = target.read_text(encoding="utf-8") if target.exists() else ""
     reading = READING + old.partition(READING)[2] if READING in old else ""
     if groups:
-        target.write_text("\n".join(describe_runs(groups, rows[0], head)) + "\n" + reading, encoding="utf-8")
+        text = "\n".join(describe_runs(groups, rows[0], head)) + "\n" + reading
+        write_whole(path.with_suffix(".md"), text.encode("utf-8", "surrogateescape"))
+
+
+def read_page(path: Path) -> str:
+    """Read the Markdown table beside a CSV file, "" if there is none.
+
+    Raises
+    ------
+    UserError
+        A file of that name which is no such table.
+    """
+    page = path.with_suffix(".md")
+    old = page.read_text(encoding="utf-8", errors="surrogateescape") if page.exists() else ""
+    if old and not old.startswith(f"{TITLE}\n"):
+        raise UserError(f"{page} is no table of train.ablate and is not written over: name another file by --out")
+    return old
 
 
 def describe_runs(groups: dict, first: str, head: str) -> list[str]:
@@ -121,7 +138,7 @@ def describe_runs(groups: dict, first: str, head: str) -> list[str]:
     shown = [score for score in SHOWN if any(run[score] is not None for run in every)]
     minutes = [run["minutes"] for run in every]
     lines = [
-        "# Ablations",
+        TITLE,
         "",
         head,
         f"{len(every)} runs of {min(minutes):.1f} to {max(minutes):.1f} minutes on {joined(every, 'machine')};",

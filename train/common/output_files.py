@@ -7,7 +7,7 @@ that exists is only replaced if it is listed there and is still as it was writte
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import UserError, one_line
@@ -71,21 +71,45 @@ class Outputs:
             As of ``check``, or the disk does not take it.
         """
         self.check([name])
-        path = self.folder / name
-        draft = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
-        checksum = hashlib.sha256(content).hexdigest()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(content)
+        path, checksum = self.folder / name, hashlib.sha256(content).hexdigest()
+        with draft_of(path, content) as draft:
             with open(self.folder / MANIFEST, "a", encoding="utf-8", errors="surrogateescape") as manifest:
                 manifest.write(f"{checksum}  {name}\n")
             os.replace(draft, path)
-        except (OSError, ValueError) as error:
-            with contextlib.suppress(OSError):
-                draft.unlink()
-            raise UserError(f"cannot write {path}: {one_line(error)}") from error
         self.known.setdefault(name, set()).add(checksum)
         return path
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is as it was written by us."""
+        if self.is_own(name):
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write or replace a file that is known to be ours: whole, or not at all.
+
+    Raises
+    ------
+    UserError
+        The disk does not take it; what was there is as it was.
+    """
+    with draft_of(path, content) as draft:
+        os.replace(draft, path)
+
+
+@contextlib.contextmanager
+def draft_of(path: Path, content: bytes) -> Iterator[Path]:
+    """Write a draft beside a file, which is to take its name; it is removed if anything fails."""
+    draft = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content)
+        yield draft
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise UserError(f"cannot write {path}: {one_line(error)}") from error
 
 
 def identity(path: Path) -> tuple[int, int] | None:

@@ -5,13 +5,14 @@ import os
 from pathlib import Path
 
 from ..common.errors import Parser, UserError, writing
+from ..common.output_files import Outputs
 from ..config.classification import Config
 from ..config.loader import help_text
 from ..config.section import Section
 from ..models.checkpoint import BEST, LAST, PREVIOUS, read_file
 from .log import read_line
 
-LOG = "log.jsonl"
+LOG, REPORT, PICTURE = "log.jsonl", "demo.json", "grid.png"
 HARMLESS = {f"run.{key}" for key in ("output", "device", "threads", "log_every", "save_every", "tensorboard")}
 HARMLESS |= {"data.workers", "data.start_method"}
 
@@ -46,26 +47,37 @@ def prepare(options: argparse.Namespace, config: Section, kind: str) -> Path | N
         changed = differences(config, path, kind)
         if changed and os.environ.get("RANK", "0") == "0":
             print(f"note: unlike the checkpoint's run: {'; '.join(changed)}")
-    elif options.fresh:
+    if options.fresh and not (path and is_inside(path, Path(config.run.output))):
         clear(Path(config.run.output))
     return path
 
 
 def find_resume(options: argparse.Namespace, config: Section) -> Path | None:
-    """Find the checkpoint to go on from; None for a new run, which may not overwrite another unasked."""
+    """Find the checkpoint to go on from; None for a new run. A run in another folder is not overwritten unasked."""
     folder = Path(config.run.output)
-    last = folder / LAST
-    if options.resume is not None:
-        path = Path(options.resume) if options.resume else last
-        if not options.resume and not last.exists() and (folder / PREVIOUS).exists():
-            path = folder / PREVIOUS
-        return path
+    path = Path(options.resume) if options.resume else None
+    if options.resume == "":
+        alone = (folder / PREVIOUS).exists() and not (folder / LAST).exists()
+        path = folder / (PREVIOUS if alone else LAST)
+    if not options.fresh and not (path and is_inside(path, folder)):
+        check_free(folder)
+    return path
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder, not deeper."""
+    return path.parent.resolve() == folder.resolve()
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds a run, or a log that no run has written."""
     found = [name for name in (LAST, PREVIOUS, BEST) if (folder / name).exists()]
-    if found and not options.fresh:
-        raise UserError(f"{folder} already holds a run: add --resume to go on, --fresh to replace it, or --run.output")
-    if not options.fresh and is_foreign(folder / LOG):
+    if found:
+        raise UserError(
+            f"{folder} already holds a run: add --resume (no file) to go on, --fresh to replace it, or --run.output"
+        )
+    if is_foreign(folder / LOG):
         raise UserError(f"{folder / LOG} is no run's log: name another --run.output, or --fresh to replace it")
-    return None
 
 
 def is_foreign(log: Path) -> bool:
@@ -79,10 +91,29 @@ def is_foreign(log: Path) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Remove an earlier run's checkpoints and log."""
+    """Remove an earlier run's checkpoints and log, and what a demonstration reported of it."""
     with writing(folder):
         for name in (LAST, PREVIOUS, BEST, LOG):
             (folder / name).unlink(missing_ok=True)
+    for name in (REPORT, PICTURE):
+        Outputs(folder).remove(name)
+
+
+def begin_demo(folder: Path, fresh: bool) -> Outputs:
+    """Make room for a demonstration's run: in place of another demonstration, or, unless ``fresh``, of nothing.
+
+    Raises
+    ------
+    UserError
+        The folder holds a run that is no demonstration's, or other files of these names.
+    """
+    outputs = Outputs(folder)
+    outputs.check([REPORT, PICTURE])
+    if not fresh and not outputs.is_own(REPORT):
+        check_free(folder)
+    clear(folder)
+    outputs.write(REPORT, b"{}\n")  # marks the run as a demonstration's, should it be interrupted
+    return outputs
 
 
 def differences(config: Section, path: Path, kind: str) -> list[str]:

@@ -1,7 +1,6 @@
 """What a run says: a progress bar or sparse lines, ``log.jsonl``, and TensorBoard."""
 
 import json
-import os
 import sys
 import threading
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..common.errors import drop_output, one_line, writing
+from ..common.output_files import write_whole
 from ..models.checkpoint import remove_drafts
 
 
@@ -150,9 +150,7 @@ def drop_beyond(path: Path, update: int, owed: bool = False) -> int:
             found["update"] < update or (found["update"] == update and not (owed and found["kind"] == "eval"))
         ):
             kept.append(line + b"\n")
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_bytes(b"".join(kept))
-    os.replace(draft, path)
+    write_whole(path, b"".join(kept))
     return damaged
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ..common.distributed import Ranks
-from ..common.errors import Interrupted, UserError, writing
+from ..common.errors import Interrupted, UserError
+from ..common.output_files import Outputs
 from ..config.section import Section
 from ..data.loader import grouped, load
 from ..models.autocast import autocast
@@ -174,13 +175,16 @@ def not_finite(run: Run, what: str, value: float, batches: list) -> UserError:
     mine = [run.train_set.source.name(index) for batch in batches for index in batch.used]
     images = [name for names in run.ranks.gather(mine) for name in names]
     path = run.folder / "not_finite.json"
+    listed = f"are listed in {path}"
     report = {"what": what, "value": str(value), "epoch": run.epoch, "step": run.step, "lr": run.rate, "images": images}
     if run.ranks.first:
-        with writing(path):
-            path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        try:
+            Outputs(run.folder).write(path.name, json.dumps(report, indent=1).encode())
+        except UserError as error:
+            listed = f"were {', '.join(images)} ({error})"
     return UserError(
         f"{what} is {value} at {run.place[0]} (learning rate {run.rate:g}); nothing was "
-        f"updated; the batch's images are listed in {path}; try a lower --optim.lr or --run.amp off"
+        f"updated; the batch's images {listed}; try a lower --optim.lr or --run.amp off"
     )
 
 
