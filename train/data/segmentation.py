@@ -1,6 +1,6 @@
 """From a config to training and validation pictures, and a vocabulary to and from a checkpoint."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ..common.errors import UserError, one_line
@@ -114,7 +114,7 @@ def train_transform(data: Data) -> TrainTransform:
 
 def pack_vocabulary(vocabulary: Vocabulary) -> dict:
     """Write a vocabulary as plain containers."""
-    return {"name": vocabulary.name, "classes": [asdict(each) for each in vocabulary.classes]}
+    return {"name": vocabulary.name, "classes": [dict(vars(each)) for each in vocabulary.classes]}
 
 
 def unpack_vocabulary(packed: dict) -> Vocabulary:

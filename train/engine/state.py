@@ -12,10 +12,14 @@ from .layers import is_frozen
 
 
 def random_states() -> dict:
-    """Collect the states of python's, NumPy's and torch's generators, as tensors and plain containers."""
+    """Collect the states of python's, NumPy's and torch's generators, as tensors and plain containers.
+
+    Numbers are in tensors: of a checkpoint of 1,000 ranks, lists would be more than is read.
+    """
     name, keys, place, has_gauss, gauss = np.random.get_state()
+    version, inner, last = random.getstate()
     return {
-        "python": random.getstate(),
+        "python": (version, torch.tensor(inner), last),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), place, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
@@ -32,7 +36,7 @@ def set_random_states(states: dict) -> None:
     """
     try:
         version, inner, gauss = states["python"]
-        random.setstate((version, tuple(inner), gauss))
+        random.setstate((version, tuple(inner.tolist() if isinstance(inner, torch.Tensor) else inner), gauss))
         name, keys, *rest = states["numpy"]
         np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
         torch.set_rng_state(states["torch"])

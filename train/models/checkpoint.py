@@ -8,6 +8,7 @@ process holds whole, writes a folder of pickled plans.
 """
 
 import io
+import json
 import math
 import os
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ SEGMENTER = "autofocusformer segmentation checkpoint 1"
 COMMANDS = {KIND: "train.classify", SEGMENTER: "train.segment"}
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 TRAINED = ("config", "model")  # what using a network needs of a checkpoint; what going on needs besides:
+FOLDED = ("vocabulary", "classes")
 RESUMED = (*TRAINED, "ema", "epoch", "step", "best", "optimizer", "scaler", "random")
 
 
@@ -87,7 +89,7 @@ def write_file(path: Path, state: dict) -> None:
         The disk is full or not writable; ``path`` is as it was.
     """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(state | {name: folded(state[name]) for name in FOLDED if name in state}, buffer)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +106,23 @@ def write_file(path: Path, state: dict) -> None:
         raise UserError(f"cannot save {path}: {error.strerror or error}; the one before is kept: {kept}") from error
     finally:  # also when a second Ctrl-C interrupts
         remove(draft)
+
+
+def folded(value):
+    """Write the lists of classes as text: pickled one by one, those of 60,000 classes are more than is ever read."""
+    if isinstance(value, dict) and "classes" in value:
+        return value | {"classes": folded(value["classes"])}
+    return json.dumps(value) if isinstance(value, list) else value
+
+
+def unfolded(value):
+    """Read what ``folded`` wrote; anything else is given back."""
+    if isinstance(value, dict) and "classes" in value:
+        return value | {"classes": unfolded(value["classes"])}
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
 
 
 def remove(path: Path) -> None:
@@ -166,6 +185,7 @@ def read_file(path: Path, kind: str = KIND, needs: tuple[str, ...] = ()) -> dict
         known = isinstance(found, str) and found in COMMANDS
         other = f", but of {COMMANDS[found]}" if known else " (official weights: see --official)"
         raise UserError(f"{path} is no checkpoint of {COMMANDS[kind]}{other}{beside(path)}")
+    state |= {name: unfolded(state[name]) for name in FOLDED if name in state}
     for name, (what, holds) in FIELDS.items():
         if name in needs and name not in state:
             raise UserError(f"checkpoint {path} lacks {name!r}, {what}{beside(path)}")

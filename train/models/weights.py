@@ -58,14 +58,14 @@ def places_of(wanted: list[str], known: list[str]) -> list[int] | None:
         return list(range(len(known)))
     if sorted(wanted) != sorted(known) or len(set(known)) < len(known):
         return None
-    return [known.index(name) for name in wanted]
+    numbers = {name: number for number, name in enumerate(known)}
+    return [numbers[name] for name in wanted]
 
 
 def other_classes(path, known: list[str], wanted: list[str], advice: str) -> UserError:
     """Return an error: weights know other classes than the data have, naming the first few that differ."""
-    odd = [
-        [name for name in one if name not in other][:3] or one[:3] for one, other in ((known, wanted), (wanted, known))
-    ]
+    both = set(known) & set(wanted)
+    odd = [[name for name in names if name not in both][:3] or names[:3] for names in (known, wanted)]
     here, there = (", ".join(map(repr, names)) for names in odd)
     return UserError(
         f"{path} knows classes that the data number or name otherwise: {here} there, {there} here; {advice}"
