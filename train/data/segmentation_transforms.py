@@ -139,12 +139,15 @@ class TrainTransform:
         window = self.choose_window(sample, size)
         target = [min(have, want) for have, want in zip(size, self.crop, strict=True)]
         image = cut(torch.tensor(sample.image).permute(2, 0, 1), window, target, v2.InterpolationMode.BILINEAR)
-        chosen = torch.from_numpy(sample.masks[~sample.crowd])
-        masks = cut(chosen, window, target, v2.InterpolationMode.NEAREST_EXACT)
+        top, left, height, width = window
+        inside = sample.masks[:, top : top + height, left : left + width]
+        chosen = ~sample.crowd & inside.any(axis=(1, 2))
+        whole = (0, 0, height, width)
+        masks = cut(torch.from_numpy(inside[chosen]), whole, target, v2.InterpolationMode.NEAREST_EXACT)
         image, masks = self.change(Image(image), Mask(masks))
         masks = pad(masks.as_subclass(Tensor), self.crop)
         seen = masks.flatten(1).any(dim=1)
-        labels = torch.from_numpy(sample.labels[~sample.crowd])
+        labels = torch.from_numpy(sample.labels[chosen])
         return pad(normalise(image.as_subclass(Tensor)), self.crop), Objects(labels[seen], masks[seen])
 
     def choose_window(self, sample: Sample, size: tuple[int, int]) -> tuple[int, int, int, int]:
