@@ -16,7 +16,8 @@ import matplotlib.figure
 import torch
 
 from train.ablate import choose_rows, vary
-from train.ablation.rows import AblatedSegmentation, Config, Shared
+from train.ablation.pictures import Shared
+from train.ablation.rows import AblatedSegmentation, Config
 from train.ablation.table import read_runs
 from train.common.errors import Parser, UserError, run_command
 from train.config.loader import load_config

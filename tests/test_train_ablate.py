@@ -13,7 +13,8 @@ from fast.patch_embedding import grid_positions
 from fast.position import relative_position
 from train import ablate
 from train.ablate import settings_of, vary
-from train.ablation.rows import AblatedClassification, AnyDigit, Config, Shared, take_out
+from train.ablation.pictures import AnyDigit, Shared
+from train.ablation.rows import AblatedClassification, Config, take_out
 from train.ablation.table import NUMBERS, append_run, interval, read_runs, spread, write_table
 from train.common.distributed import Ranks
 from train.common.errors import Interrupted, UserError
@@ -246,7 +247,7 @@ def test_no_run_is_begun_that_has_no_time_left(tmp_path, capsys):
         (["--table.rows.full.backbone", "{alfa: 1}"], r"rows.full.backbone: .*did you mean 'alpha'"),
         (["--table.classify.optim.rate", "1"], "unknown key 'optim.rate'"),
         (["--table.rows.full.backbone.rate", "0.2"], "rate 0.2 is too small for 8 x 8 cells"),
-        (["--data.task", "semantic"], "ablations are on Scattered Digits"),
+        (["--data.task", "semantic"], "ablations are of objects"),
     ],
 )
 def test_mistakes_are_named(tmp_path, arguments, complaint):

@@ -1,9 +1,9 @@
 """Train the same segmenter with one idea taken out at a time: ``python -m train.ablate --config NAME``.
 
-A table like the paper's Tables 5 and 6, on Scattered Digits, with one class for all digits unless ``table.one_class``
-is false. Each row changes the backbone; all else (pictures, steps, schedule, starting weights) is the same for all
-rows of a seed. As in the paper a classifier comes first, here of single digits, with the row's change too, unless
-``table.classify`` is null.
+A table like the paper's Tables 5 and 6, on Scattered Digits (with one class for all digits unless
+``table.one_class`` is false) or on any data that ``train.segment`` reads, named by ``--data PATH``. Each row changes
+the backbone; all else (pictures, steps, schedule, starting weights) is the same for all rows of a seed. As in the paper
+a classifier comes first, here of single digits, with the row's change too, unless ``table.classify`` is null.
 
 Each finished run is a line of a CSV file, from which a Markdown table is made beside it; the same command after an
 interruption goes on with the runs that are missing.
@@ -19,7 +19,8 @@ from pathlib import Path
 from fast.models import model_config
 from fast.selection import token_counts
 
-from .ablation.rows import AblatedClassification, AblatedSegmentation, Config, Shared
+from .ablation.pictures import Shared
+from .ablation.rows import AblatedClassification, AblatedSegmentation, Config
 from .ablation.table import SCORES, append_run, describe_machine, read_page, read_runs, write_table
 from .common.errors import Interrupted, Parser, UserError, one_line, run_command
 from .config import classification as base
@@ -27,7 +28,7 @@ from .config.loader import check_config, closest, help_text, load_config
 from .engine.command_line import HARMLESS, clear
 from .engine.loop import train
 from .engine.run import Run
-from .metrics.focus_ratio import measure_focus
+from .metrics.focus_ratio import measure_focus, measure_tile_focus
 from .models.checkpoint import LAST
 from .visualization.tokens import CELL
 
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
     runs = read_runs(path)
     check_runs(runs, config, path)
     read_page(path)
-    head = describe_table(config, ["--config", options.config, "--out", str(path), *overrides])
+    head = describe_table(config, ["--config", options.config, "--out", str(path), *without_paths(overrides)])
     missing = [(name, seed) for seed in seeds for name in names if (name, seed) not in runs]
     print(f"{len(names) * len(seeds) - len(missing)} runs are in {path}, {len(missing)} are to be made")
     left = make_runs(missing, config, path, options.limit_minutes, head)
@@ -67,19 +68,26 @@ def describe_table(config: Config, arguments: list[str]) -> str:
     """Write the command that makes a table, and what each run may spend."""
     first, second = vary(config, next(iter(config.table.rows)))
     shown = f"{second.schedule.max_steps * second.run.total_batch:,} pictures for the segmenter"
-    evaluated = f"{second.data.val_length} validation pictures"
+    digits = config.data.source == "digits"
+    evaluated = f"{second.data.val_length} validation pictures" if digits else "all validation pictures"
     if first:
         shown = f"{first.schedule.epochs * first.data.train_length:,} pictures for the classifier, then {shown}"
         evaluated = f"{first.data.val_length} and {evaluated}"
     return f"    python -m train.ablate {' '.join(arguments)}\n\nEvery run: {shown}; {evaluated}."
 
 
+def without_paths(overrides: list[str]) -> list[str]:
+    """Write PATH for where the data are, which differs between machines."""
+    pairs = zip(["", *overrides], overrides, strict=False)
+    return ["PATH" if before in ("--data", "--data.path", "--data.images") else text for before, text in pairs]
+
+
 def check_rows(config: Config) -> None:
-    """Refuse other data, and rows whose backbone cannot be."""
-    if config.data.source != "digits" or config.data.task == "semantic" or config.model.num_classes:
-        raise UserError(
-            "ablations are on Scattered Digits: data.source digits, data.task panoptic or instance, num_classes null"
-        )
+    """Refuse tasks without objects, what only digits have on other data, and rows whose backbone cannot be."""
+    if config.data.task == "semantic" or config.model.num_classes:
+        raise UserError("ablations are of objects: data.task panoptic or instance, model.num_classes null")
+    if config.data.source != "digits" and (config.table.one_class or config.table.classify is not None):
+        raise UserError("table.one_class and table.classify are for Scattered Digits: pass false and null for pictures")
     for name in config.table.rows:
         first, second = vary(config, name)
         networks = [(second.model.name, second.model.backbone, second.data.crop)]
@@ -129,6 +137,7 @@ def settings_of(config: Config, name: str) -> str:
     last, schedule = parts[-1], parts[-1]["schedule"]  # under their names when the tables that are published were made
     last["judge"] = last.pop("evaluator")
     schedule |= {"updates": schedule.pop("max_steps"), "warmup_updates": schedule.pop("warmup_steps")}
+    last["data"] |= {"path": [], "images": []}  # the same data may be anywhere
     for key in HARMLESS | {"data.workers"}:
         section, field = key.split(".")
         for part in parts:
@@ -149,7 +158,7 @@ def make_runs(missing: list, config: Config, path: Path, limit: float | None, he
     """Make runs, each written down before the next begins; return how many there was no time for."""
     start, longest, shared = time.monotonic(), 0.0, Shared()
     for number, (name, seed) in enumerate(missing):
-        begun = time.monotonic()
+        begun, used = time.monotonic(), time.process_time()
         if limit is not None and begun - start + longest > 60 * limit:
             return len(missing) - number
         try:
@@ -162,9 +171,8 @@ def make_runs(missing: list, config: Config, path: Path, limit: float | None, he
         append_run(path, run)
         write_table(path, list(config.table.rows), head)
         scores = ", ".join(f"{score} {run[score]:.1f}" for score in SCORES if run[score] is not None)
-        print(
-            f"{number + 1} of {len(missing)}: {name}, seed {seed}: {scores}; {run['minutes']:.1f} minutes", flush=True
-        )
+        spent = f"{run['minutes']:.1f} minutes, {(time.process_time() - used) / 60:.2f} of processor time"
+        print(f"{number + 1} of {len(missing)}: {name}, seed {seed}: {scores}; {spent}", flush=True)
     return 0
 
 
@@ -194,7 +202,10 @@ def make_run(config: Config, name: str, seed: int, folder: Path, shared: Shared)
 def measure_ratios(run: Run) -> list[float]:
     """Measure the focus ratio after each merge, over all validation pictures."""
     backbone, samples = run.model.eval().backbone.cpu(), run.val_set
-    found = measure_focus(lambda images: backbone.run_stages(images)[0], samples.source.pictures, len(samples))
+    if run.config.data.source == "digits":
+        found = measure_focus(lambda images: backbone.run_stages(images)[0], samples.source.pictures, len(samples))
+    else:
+        found = measure_tile_focus(run.model, samples, run.config.evaluator)
     return [each.ratio for each in found]
 
 

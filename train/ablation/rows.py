@@ -1,11 +1,9 @@
-"""What a row of ``train.ablate`` is: its config, what is taken out of the network, its pictures and its trainings."""
+"""What a row of ``train.ablate`` is: its config, what is taken out of the network, and its trainings."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
@@ -15,12 +13,10 @@ from fast.attention import Attention
 from ..config import classification as base
 from ..config import segmentation
 from ..config.section import CONFIGS, Section
-from ..data.digits import CLASSES
-from ..data.sample import ClassInfo, Sample, Vocabulary
-from ..data.segmentation import open_sets
 from ..models.segmenter import load_backbone
 from ..tasks.classification import Classification
 from ..tasks.segmentation import Segmentation
+from .pictures import Shared, open_digits, open_images, remember
 
 OFFSETS = 2  # dx and dy are the first of a relative position's five numbers
 FAR_ABOVE = 100.0  # e^-100 is 0 beside any float32 weight of a neighbour
@@ -103,59 +99,6 @@ def take_out(model: nn.Module, without: list[str]) -> nn.Module:
     return model
 
 
-class AnyDigit:
-    """Scattered Digits (a DigitsSource) with one class for all digits, before any of the photographs' kinds."""
-
-    def __init__(self, source):
-        first, *others = source.vocabulary.classes[len(CLASSES) - 1 :]
-        kinds = [ClassInfo(kind.name, number, False, kind.color) for number, kind in enumerate(others, 1)]
-        self.source, self.vocabulary = source, Vocabulary((ClassInfo("digit", 0, True, first.color), *kinds), "digits")
-
-    def load(self, index: int, epoch: int = 0) -> Sample:
-        """Render a picture with its masks."""
-        sample = self.source.load(index, epoch)
-        return replace(sample, labels=np.maximum(sample.labels - len(CLASSES) + 1, 0))
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getattr__(self, name):
-        return getattr(self.source, name)
-
-
-class Remembered:
-    """Samples that are prepared once, for all rows of a seed."""
-
-    def __init__(self, samples):
-        self.samples, self.found = samples, {}
-
-    def __getitem__(self, key):
-        if key not in self.found:
-            self.found[key] = self.samples[key]
-        return self.found[key]
-
-    def __len__(self):
-        return len(self.samples)
-
-    def __getattr__(self, name):
-        return getattr(self.samples, name)
-
-
-class Shared:
-    """What a table's rows have in common: the pictures of the seed at hand, opened once."""
-
-    def __init__(self):
-        self.seed, self.sets = None, {}
-
-    def open(self, kind: str, seed: int, open_sets) -> tuple[Remembered, Remembered]:
-        """Return the training and validation pictures of a kind of training; ``open_sets()`` opens new ones."""
-        if seed != self.seed:
-            self.seed, self.sets = seed, {}
-        if kind not in self.sets:
-            self.sets[kind] = tuple(Remembered(samples) for samples in open_sets())
-        return self.sets[kind]
-
-
 class AblatedClassification(Classification):
     """Classification by a network without something.
 
@@ -173,7 +116,8 @@ class AblatedClassification(Classification):
 
     def datasets(self):
         """Open the pictures, or take those of the row before."""
-        return self.shared.open(self.kind, self.config.run.seed, super().datasets)
+        opened = super().datasets
+        return self.shared.open(self.kind, self.config.run.seed, lambda: remember(opened()))
 
     def model(self, train_set) -> nn.Module:
         """Create the config's network, then take out what it is to do without."""
@@ -199,9 +143,11 @@ class AblatedSegmentation(Segmentation):
 
     def datasets(self):
         """Open the pictures, or take those of the row before."""
-        opened = partial(open_one_class if self.config.table.one_class else open_sets, self.config)
-        sets = self.shared.open(self.kind, self.config.run.seed, opened)
-        self.config.model.num_classes = sets[0].source.vocabulary.num_classes
+        config, opened = self.config, open_images
+        if config.data.source == "digits":
+            opened = partial(open_digits, one_class=config.table.one_class)
+        sets = self.shared.open(self.kind, config.run.seed, lambda: opened(config))
+        config.model.num_classes = sets[0].source.vocabulary.num_classes
         return sets
 
     def model(self, train_set) -> nn.Module:
@@ -210,11 +156,3 @@ class AblatedSegmentation(Segmentation):
         if self.backbone:
             load_backbone(model, str(self.backbone))
         return model
-
-
-def open_one_class(config: Config):
-    """Open the training and validation pictures with one class for all digits."""
-    sets = open_sets(config)
-    for samples in sets:
-        samples.source = AnyDigit(samples.source)
-    return sets

@@ -1,21 +1,28 @@
-"""The focus ratio: does the network keep its tokens where the digit is?
+"""The focus ratio: does the network keep its tokens where the objects are?
 
 Of all validation pictures together:
 
-    (tokens kept in the digits' boxes / area of the boxes) / (tokens kept elsewhere / area elsewhere)
+    (tokens kept in the objects' boxes / area of the boxes) / (tokens kept elsewhere / area elsewhere)
 
 1 is what keeping tokens without looking gives. Areas are counted in the finest grid's cells, and a cell (or a token,
 which sits on one) is inside a box if its centre is, so that keeping every cell gives exactly 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from torch import nn
 
+from ..config.segmentation import Evaluator
 from ..data.digits import ScatteredDigits
+from ..data.masks import box
 from ..data.normalization import to_input
+from ..data.segmentation_dataset import EvalDataset
 from ..inference.segmentation import CELL
+from ..inference.tokens import find_tile_tokens
+from ..inference.views import cut_view
 
 
 @dataclass
@@ -90,4 +97,54 @@ def measure_focus(run_stages: Callable, pictures: ScatteredDigits, count: int, b
                 height, width = scene.image.shape[:2]
                 boxes = [digit.box for digit in scene.digits]
                 focus.add(kept, boxes, (-(-height // CELL), -(-width // CELL)))
+    return found
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a segmenter keeps its tokens in one validation picture, as it is evaluated: scaled, and in tiles.
+
+    Attributes
+    ----------
+    boxes : ndarray of float, shape (g, 4)
+        (x0, y0, x1, y1) of the objects that have pixels, in pixels that the network sees, the last two exclusive.
+    areas : ndarray of int, shape (g,)
+        The objects' pixels in the original picture.
+    tokens : list of Tensor of int64, shape (K, 2)
+        After each merge, (x, y) of the kept tokens in cells; where tiles overlap, those of the tile whose core it is.
+    grid_size : tuple of int
+        (h, w) of the finest grid.
+    """
+
+    boxes: np.ndarray
+    areas: np.ndarray
+    tokens: list[torch.Tensor]
+    grid_size: tuple[int, int]
+
+
+def find_kept(model: nn.Module, samples: EvalDataset, rules: Evaluator) -> Iterator[Kept]:
+    """Find a segmenter's tokens in each validation picture; ``rules`` says which tiles there are."""
+    for index in range(len(samples)):
+        item = samples[0, index]
+        prepared, sample = item.image, item.objects
+        inner, outer = prepared.size, sample.ignore.shape
+        tiles = cut_view(prepared, outer, rules)
+        stages = find_tile_tokens(model, prepared.image, tiles)
+        masks = [mask for mask in sample.masks if mask.any()]
+        corners = np.array([box(mask) for mask in masks], dtype=np.float64).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        yield Kept(
+            corners * np.array([inner[1] / outer[1], inner[0] / outer[0]] * 2),
+            np.array([int(mask.sum()) for mask in masks]),
+            [torch.from_numpy(stage["positions"]) for stage in stages[1:]],
+            (-(-inner[0] // CELL), -(-inner[1] // CELL)),
+        )
+
+
+def measure_tile_focus(model: nn.Module, samples: EvalDataset, rules: Evaluator) -> list[Focus]:
+    """Count where a segmenter keeps its tokens in all validation pictures: a Focus for each merge."""
+    found = [Focus(), Focus(), Focus()]
+    for kept in find_kept(model, samples, rules):
+        for focus, tokens in zip(found, kept.tokens, strict=True):
+            focus.add(tokens, kept.boxes, kept.grid_size)
     return found
