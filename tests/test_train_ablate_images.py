@@ -79,5 +79,5 @@ def test_the_rival_is_as_large_as_ours_and_speaks_as_ours_does(data):
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
     images = torch.randn(2, 3, 64, 64)
     for output in (network(images), ours(images)):
-        assert output.class_queries_logits.shape == (2, 24, 2) and output.masks_queries_logits.shape == (2, 24, 16, 16)
+        assert output.class_queries_logits.shape == (2, 40, 2) and output.masks_queries_logits.shape == (2, 40, 16, 16)
         assert len(output.auxiliary_logits) == config.model.overrides["decoder_layers"]
