@@ -62,7 +62,7 @@ def main(arguments):
     parser.add_argument("table", type=Path, help="CSV file of train.ablate, its checkpoints in a folder of its name")
     parser.add_argument("--config", required=True, help="its config, of images on disk")
     parser.add_argument("--rows", help="names of rows, as full,gridded; default: all that have checkpoints")
-    parser.add_argument("--out", type=Path, help="CSV file to write; default: beside the other, its name with _tokens")
+    parser.add_argument("--out", type=Path, help="CSV file to write; default: beside the other, its name after tokens_")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(options.config, overrides, Config)
     check_rows(config)
@@ -77,7 +77,7 @@ def main(arguments):
         counts = count(config, name, seed, folder, shared)
         found = [(group, counts.of(group, config.evaluator.areas or AREAS)) for group in GROUPS]
         lines += [{"row": name, "seed": seed, "area": group, **each} for group, each in found if each]
-    out = options.out or options.table.with_name(f"{options.table.stem}_tokens.csv")
+    out = options.out or options.table.with_name(f"tokens_{options.table.name}")
     text = [as_line([shown(line[column]) for column in COLUMNS]) for line in lines]
     out.write_text(as_line(COLUMNS) + "".join(text), encoding="utf-8")
     print("\n".join(describe(lines)))

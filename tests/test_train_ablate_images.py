@@ -57,7 +57,7 @@ def test_an_ablation_of_images_and_its_tokens(data, tmp_path, capsys):
     assert ablate.settings_of(elsewhere, "gridded") == ablate.settings_of(here, "gridded") == run["settings"]
 
     assert tokens.main([str(path), *arguments]) == 0
-    lines = {line["area"]: line for line in csv.DictReader((tmp_path / "t_tokens.csv").read_text().splitlines())}
+    lines = {line["area"]: line for line in csv.DictReader((tmp_path / "tokens_t.csv").read_text().splitlines())}
     assert {area: line["objects"] for area, line in lines.items()} == {"all": "4", "small": "2", "large": "2"}
     # twice as large, the squares span 40 x 40 pixels from (20, 10) and 8 x 8 from (80, 40)
     assert float(lines["large"]["cells"]) == 100 and float(lines["small"]["cells"]) == 4
