@@ -92,6 +92,10 @@ class SwinSegmenter(nn.Module):
         if section.init_gain is not None:
             draw_weights(self.network.model.pixel_level_module.encoder, section.init_gain)
 
+    def get_classifier(self) -> nn.Module:
+        """Return the layer that gives the classes' logits."""
+        return self.network.class_predictor
+
     def forward(self, images: torch.Tensor) -> SegmenterOutput:
         """(B, 3, H, W) float32 -> logits of classes and masks, and those of each layer in training."""
         found = self.network(pixel_values=images, output_auxiliary_logits=True)

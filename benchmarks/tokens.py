@@ -1,10 +1,13 @@
-"""Count the tokens that an ablation's trained networks keep on each object of the validation pictures.
+"""Count the tokens that trained segmenters keep on each object of the validation pictures.
 
 python -m benchmarks.tokens CSV --config nuclei --data PATH [--rows full,gridded] [--out CSV]
+python -m benchmarks.tokens nuclei --config nuclei_nano --data PATH [--out CSV]
 
-Reads the checkpoints that ``train.ablate`` left beside its CSV file, and counts, after each merge, the tokens whose
-cell has its centre in an object's box; objects by the areas of ``evaluator.areas``, pictures as they are evaluated (in
-tiles, at the size for testing). Prints a table, means over the seeds, and writes a line for each row, seed and area.
+The first reads the checkpoints that ``train.ablate`` left beside its CSV file, the second one segmenter (a checkpoint,
+or the name of weights that ship), whose tokens are compared with those of the same network on the grid. Both count,
+after each merge, the tokens whose cell has its centre in an object's box; objects by the areas of ``evaluator.areas``,
+pictures as they are evaluated (in tiles, at the size for testing). They print a table, means over the seeds, and write
+a line for each row, seed and area.
 """
 
 import statistics
@@ -20,11 +23,13 @@ from train.ablation.pictures import Shared
 from train.ablation.rows import AblatedSegmentation, Config
 from train.ablation.table import as_line, read_runs
 from train.common.errors import Parser, UserError, run_command
+from train.config import segmentation
 from train.config.loader import load_config
+from train.data.segmentation import open_sets
 from train.metrics.coco import AREAS
 from train.metrics.focus_ratio import find_kept, is_inside
 from train.models.checkpoint import LAST, SEGMENTER, TRAINED, read_file
-from train.models.segmenter import load_strictly
+from train.models.segmenter import build_model, load_strictly
 from train.models.weights import weights_of
 
 GROUPS = ("all", "small", "medium", "large")
@@ -59,46 +64,63 @@ class Counts:
 def main(arguments):
     """Run the command."""
     parser = Parser("benchmarks.tokens", __doc__.splitlines()[0])
-    parser.add_argument("table", type=Path, help="CSV file of train.ablate, its checkpoints in a folder of its name")
+    parser.add_argument("weights", help="CSV file of train.ablate, its checkpoints beside it; or a segmenter's weights")
     parser.add_argument("--config", required=True, help="its config, of images on disk")
     parser.add_argument("--rows", help="names of rows, as full,gridded; default: all that have checkpoints")
-    parser.add_argument("--out", type=Path, help="CSV file to write; default: beside the other, its name after tokens_")
+    parser.add_argument("--out", type=Path, help="CSV file to write; default: outputs/tokens.csv")
     options, overrides = parser.parse_known_args(arguments)
-    config = load_config(options.config, overrides, Config)
-    check_rows(config)
+    torch.set_num_threads(1)
+    table = Path(options.weights)
+    if table.suffix == ".csv":
+        config = load_config(options.config, overrides, Config)
+        check_rows(config)
+        networks = of_table(table, config, choose_rows(options.rows, config))
+    else:
+        config = load_config(options.config, overrides, segmentation.Config)
+        networks = of_weights(options.weights, config)
     if config.data.source == "digits":
         raise UserError("benchmarks.tokens is for images on disk: train.ablate measures the focus on digits")
-    names, folder = choose_rows(options.rows, config), options.table.with_suffix("")
-    runs = [run for run in read_runs(options.table) if run[0] in names and file_of(folder, *run).is_file()]
-    if not runs:
-        raise UserError(f"no checkpoint of these rows in {folder}: run python -m train.ablate here first")
-    shared, lines = Shared(), []
-    for name, seed in sorted(runs, key=lambda run: (names.index(run[0]), run[1])):
-        counts = count(config, name, seed, folder, shared)
+    lines = []
+    for name, seed, model, val_set in networks:
+        counts = count(model.eval(), val_set, config.evaluator)
         found = [(group, counts.of(group, config.evaluator.areas or AREAS)) for group in GROUPS]
         lines += [{"row": name, "seed": seed, "area": group, **each} for group, each in found if each]
-    out = options.out or options.table.with_name(f"tokens_{options.table.name}")
+    out = options.out or Path("outputs/tokens.csv")
+    out.parent.mkdir(parents=True, exist_ok=True)
     text = [as_line([shown(line[column]) for column in COLUMNS]) for line in lines]
     out.write_text(as_line(COLUMNS) + "".join(text), encoding="utf-8")
     print("\n".join(describe(lines)))
     return 0
 
 
-def file_of(folder, name, seed):
-    """Return where ``train.ablate`` leaves a segmenter's weights."""
-    return folder / f"{name}_{seed}" / "segment" / LAST
+def of_table(table, config, names):
+    """Make the networks of an ablation's rows: (row, seed, model, validation set) of each checkpoint that is there."""
+    folder, shared = table.with_suffix(""), Shared()
+    paths = {(name, seed): folder / f"{name}_{seed}" / "segment" / LAST for name, seed in read_runs(table)}
+    runs = [run for run, path in paths.items() if run[0] in names and path.is_file()]
+    if not runs:
+        raise UserError(f"no checkpoint of these rows in {folder}: run python -m train.ablate here first")
+    for name, seed in sorted(runs, key=lambda run: (names.index(run[0]), run[1])):
+        task = AblatedSegmentation(vary(config, name)[1], config.table.rows[name].without, shared, None)
+        train_set, val_set = task.datasets()
+        model, path = task.model(train_set), paths[name, seed]
+        load_strictly(model, weights_of(read_file(path, SEGMENTER, TRAINED)), str(path))
+        yield name, seed, model, val_set
 
 
-def count(config, name, seed, folder, shared):
-    """Count the cells and tokens of each object of the validation pictures, for a run's weights."""
-    torch.set_num_threads(1)
-    varied = vary(config, name, seed, f"{folder}/{name}_{seed}")[1]
-    task = AblatedSegmentation(varied, config.table.rows[name].without, shared, None)
-    train_set, val_set = task.datasets()
-    model, path = task.model(train_set), file_of(folder, name, seed)
-    load_strictly(model, weights_of(read_file(path, SEGMENTER, TRAINED)), str(path))
+def of_weights(weights, config):
+    """Make one segmenter as it is, and with every second token of every second row: as ``of_table`` does."""
+    config.model.init = weights
+    val_set = open_sets(config)[1]
+    yield Path(weights).stem, 0, build_model(config, val_set.class_names), val_set
+    config.model.backbone |= {"alpha": 0}
+    yield "gridded", 0, build_model(config, val_set.class_names), val_set
+
+
+def count(model, val_set, rules):
+    """Count the cells and tokens of each object of the validation pictures."""
     areas, cells, tokens = [], [], []
-    for kept in find_kept(model.eval(), val_set, varied.evaluator):
+    for kept in find_kept(model, val_set, rules):
         grid = torch.cartesian_prod(torch.arange(kept.grid_size[1]), torch.arange(kept.grid_size[0]))
         found = [[int(is_inside(each, box).sum()) for box in kept.boxes] for each in (grid, *kept.tokens)]
         areas.append(kept.areas)

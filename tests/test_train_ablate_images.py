@@ -56,13 +56,26 @@ def test_an_ablation_of_images_and_its_tokens(data, tmp_path, capsys):
     elsewhere, here = (load_config("nuclei", ["--data", at, *TINY], Config) for at in ("elsewhere", str(data)))
     assert ablate.settings_of(elsewhere, "gridded") == ablate.settings_of(here, "gridded") == run["settings"]
 
-    assert tokens.main([str(path), *arguments]) == 0
+    assert tokens.main([str(path), *arguments, "--out", str(tmp_path / "tokens_t.csv")]) == 0
     lines = {line["area"]: line for line in csv.DictReader((tmp_path / "tokens_t.csv").read_text().splitlines())}
     assert {area: line["objects"] for area, line in lines.items()} == {"all": "4", "small": "2", "large": "2"}
     # twice as large, the squares span 40 x 40 pixels from (20, 10) and 8 x 8 from (80, 40)
     assert float(lines["large"]["cells"]) == 100 and float(lines["small"]["cells"]) == 4
     assert float(lines["large"]["tokens_1"]) == 25 and float(lines["small"]["tokens_1"]) == 1
     assert "| gridded | 1 | large (2) | 100.0 | 25.00 /" in capsys.readouterr().out
+    same = [
+        "--model.overrides.num_queries=4",
+        *TINY[:1],
+        "--evaluator.tile=64",
+        "--evaluator.tile_overlap=16",
+        TINY[-1],
+    ]
+    weights, out = str(tmp_path / "t" / "gridded_0" / "segment" / "last.pt"), tmp_path / "one.csv"
+    assert tokens.main([weights, "--config", "nuclei_nano", "--data", str(data), *same, "--out", str(out)]) == 0
+    both = list(csv.DictReader(out.read_text().splitlines()))
+    assert [line["row"] for line in both] == ["last"] * 3 + ["gridded"] * 3
+    grid = {line["area"]: line for line in both if line["row"] == "gridded"}
+    assert all(grid[area]["tokens_2"] == lines[area]["tokens_2"] for area in lines)
 
 
 def test_what_only_digits_have_is_refused_elsewhere(data):
