@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ONLY_REFERENCE = {"layers"}  # fast takes these from torch.nn
 ONLY_FAST = {  # names and files; the operators are in fast/ops
     *("checkpoint_files", "checkpoints", "doctor", "interface", "models", "plain_pickle", "pretrained", "segmenter"),
-    "timm_models",
+    *("hub", "timm_models"),
 }
 STEMS = sorted(p.stem for p in (ROOT / "reference").glob("*.py") if p.stem not in {"__init__", *ONLY_REFERENCE})
 # Reference functions that take weights: the method that stands for each in fast, and the arguments that it does not
@@ -50,8 +50,8 @@ FAST_ONLY = {  # unchecked forms, how to gather, how to begin, and what the refe
     *("init_matrices", "level_codes", "output", "important_points", "position_terms"),
 }
 RENAMED = {"image": "images"}  # the backbone of fast takes a batch
-EXTRA = {  # what fast may take beside
-    *("dtype", "device", "return_stages", "pre_logits", "checkpointing", "geometry"),
+EXTRA = {  # what fast may take beside; add: of the residual sum
+    *("add", "dtype", "device", "return_stages", "pre_logits", "checkpointing", "geometry"),
     *(
         "images",
         "tables",
@@ -96,6 +96,13 @@ def imports(path):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield node.module.split(".")[0]
+
+
+def inner_imports(path):
+    """Names in the relative imports of a file: modules, and what is taken from them."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield from (node.module, *(alias.name for alias in node.names))
 
 
 def test_stems_are_the_same():
@@ -182,10 +189,10 @@ def test_reference_imports_no_torch():
 def test_fast_imports_torch_and_numpy_alone():
     late = {"safetensors", "scipy"}  # only inside the functions that need them
     allowed = {"torch", "numpy", *late, *sys.stdlib_module_names}
-    own = {"timm_models": {"timm"}}  # files that no other imports
+    own = {"timm_models": {"timm"}, "hub": {"huggingface_hub"}}  # files that no other imports
     for path in (ROOT / "fast").glob("*.py"):
         assert set(imports(path)) <= allowed | own.get(path.stem, set()), path
-        assert not any(name in path.read_text() for name in own if path.stem not in (name, "interface")), path
+        assert not set(own) & set(inner_imports(path)), path
         top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
         assert not any(name in ast.unparse(node) for node in top for name in late)
 
