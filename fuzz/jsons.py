@@ -1,8 +1,8 @@
 """Odd data sets, made by changing the structure of their jsons: ``python -m fuzz.jsons --seconds 60``.
 
-Every json of COCO's two forms, and every classes.json, must open, and each of its pictures be read as a whole sample,
-or be refused by one UserError of one line that can be printed, within 5 seconds and 1 GB. What fails is kept in a
-folder, to be read again by ``--replay FILE``. Cases are a function of (seed, number).
+Every json of COCO's two forms and of labelme's, and every classes.json, must open, and each of its pictures be read as
+a whole sample, or be refused by one UserError of one line that can be printed, within 5 seconds of processor time and
+1 GB. What fails is kept in a folder, to be read again by ``--replay FILE``. Cases are a function of (seed, number).
 """
 
 import argparse
@@ -37,18 +37,20 @@ KEYS = (
     *("id", "image_id", "category_id", "file_name", "height", "width", "name", "isthing", "color", "iscrowd", "area"),
     *("bbox", "segmentation", "segments_info", "size", "counts", "images", "annotations", "categories"),
     *("names", "things", "ignore", "", "01", "1e1"),
+    *("shapes", "label", "points", "group_id", "shape_type", "imagePath", "imageHeight", "imageWidth"),
 )
 
 
 def write_tree(root: Path) -> None:
     """Write the pictures and masks that the jsons name."""
-    for folder in ("images", "masks", "a"):
-        (root / folder).mkdir()
+    for folder in ("images", "masks", "a", "labelme/train"):
+        (root / folder).mkdir(parents=True)
     ids = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     ids[3:9, 4:8], ids[3:9, 8:12] = 1, 7
     for name in ("a", "b"):
         picture = np.random.default_rng(ord(name)).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(root / "images" / f"{name}.png")
+        for folder in ("images", "labelme/train"):
+            Image.fromarray(picture).save(root / folder / f"{name}.png")
         Image.fromarray(ids).save(root / "masks" / f"{name}.png")
         Image.fromarray(np.dstack([ids, 0 * ids, 0 * ids])).save(root / "a" / f"{name}.png")
 
@@ -67,10 +69,24 @@ def seeds() -> dict[str, dict]:
     ]
     segments = [{"id": 1, "category_id": 1, "iscrowd": 0}, {"id": 7, "category_id": 7}]
     maps = [{"image_id": i, "file_name": f"{n}.png", "segments_info": segments} for i, n in enumerate("ab", 1)]
+    outlines = {"polygon": [[4, 3], [8, 3], [8, 9]], "rectangle": [[1, 1], [3, 5]], "circle": [[9, 6], [12.5, 6]]}
+    drawn = [
+        {"label": n, "points": points, "group_id": g, "shape_type": kind, "flags": {}}
+        for (kind, points), n, g in zip(outlines.items(), ("bolt", "nut", "bolt"), (None, 1, None), strict=True)
+    ]
     shared = {"images": images, "categories": categories}
     return {
         "objects.json": shared | {"annotations": objects},
         "a.json": shared | {"annotations": maps},
+        "labelme/train/a.json": {
+            "version": "5.5.0",
+            "flags": {},
+            "imagePath": "a.png",
+            "imageHeight": HEIGHT,
+            "imageWidth": WIDTH,
+            "imageData": None,
+            "shapes": drawn,
+        },
         "classes.json": {"names": {"0": "ground", "1": "bolt", "7": "nut"}, "things": ["bolt"], "ignore": [255]},
     }
 
@@ -153,7 +169,7 @@ def use(root: Path, name: str) -> str:
     from train.data.segmentation import pack_vocabulary, unpack_vocabulary
 
     output, outcome = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), "read"
-    path = root if name == "classes.json" else root / name
+    path = {"classes.json": root, "labelme/train/a.json": root / "labelme"}.get(name, root / name)
     sys.stdout, stdout = output, sys.stdout
     try:
         main([str(path)])
@@ -199,13 +215,13 @@ def run(root: Path, name: str, data: bytes) -> str:
         (root / other).unlink(missing_ok=True)
     (root / name).write_bytes(data)
     faulthandler.dump_traceback_later(10 * SECONDS, exit=True)
-    before, start = peak(), time.perf_counter()
+    before, start = peak(), time.process_time()
     try:
         outcome = use(root, name)
     except Exception:
         outcome = traceback.format_exc()
     faulthandler.cancel_dump_traceback_later()
-    seconds, grown = time.perf_counter() - start, peak() - before
+    seconds, grown = time.process_time() - start, peak() - before
     if seconds > SECONDS or grown > BYTES:
         return f"{seconds:.1f} seconds and {grown / 2**20:.0f} MiB\n{outcome}"
     return outcome
@@ -232,7 +248,7 @@ def main() -> int:
         use(root, "classes.json")  # what is imported at first does not count
         if options.replay:
             path = Path(options.replay)
-            outcome = run(root, path.name.partition("-")[2], path.read_bytes())
+            outcome = run(root, path.name.partition("-")[2].replace("_", "/"), path.read_bytes())
             print(outcome)
             return int(outcome not in counts)
         for name, content in seeds().items():
@@ -246,7 +262,7 @@ def main() -> int:
                 counts[outcome] += 1
             else:
                 failed += 1
-                kept = Path(options.keep) / f"{number}-{name}"
+                kept = Path(options.keep) / f"{number}-{name.replace('/', '_')}"
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_bytes(data)
                 print(f"FAILED {kept}:\n{outcome}", file=sys.stderr)
