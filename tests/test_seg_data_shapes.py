@@ -271,6 +271,24 @@ def test_voc_masks(tmp_path, capsys):
         load(root)
 
 
+def test_voc_masks_in_folders_and_names_of_nothing(tmp_path):
+    root = voc(tmp_path)
+    voc_masks(root)
+    wanted = open_source(root, "val").load(0)
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
+        (root / folder / "deep").mkdir()
+        for path in (root / folder).glob("a.*"):
+            path.rename(root / folder / "deep" / path.name)
+    lists = [path for path in (root / "ImageSets").rglob("val.txt")]
+    for path in lists:
+        path.write_text("deep/a\n<x/>\n../../a\n")
+    source = open_source(root, "val")
+    assert np.array_equal(source.load(0).masks, wanted.masks)
+    for index in (1, 2):
+        with pytest.raises(DataError, match="no picture .*JPEGImages"):
+            source.load(index)
+
+
 def test_voc_without_lists_holds_every_tenth_out(tmp_path):
     root = voc(tmp_path, names=("a", "b"))
     for path in (root / "ImageSets" / "Main").iterdir():

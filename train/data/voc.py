@@ -83,7 +83,7 @@ def open_voc(root: Path, split: str, task: str, boxes: bool = False):
         table = CategoryMap(Vocabulary((BACKGROUND, *infos), "voc"), frozenset({VOID}), advice=advice)
         return MaskSource(files, table, task)
     table = CategoryMap(Vocabulary(tuple(infos), "voc"), frozenset({VOID}), frozenset({0}), advice=advice)
-    return ObjectSource(files, table, task)
+    return ObjectSource(files, table, task, root)
 
 
 def open_boxes(root: Path, split: str) -> ShapeSource:
@@ -202,7 +202,11 @@ def number(element: Element, path: str) -> float:
 
 
 class ObjectSource(MaskSource):
-    """Pictures with a mask of class numbers and one of object numbers; parameters as for MaskSource."""
+    """Pictures with a mask of class numbers and one of object numbers; parameters as for MaskSource, and the folder."""
+
+    def __init__(self, files, table: CategoryMap, task: str, root: Path):
+        super().__init__(files, table, task)
+        self.root = root
 
     def load(self, index: int, epoch: int = 0) -> Sample:
         """Read a picture and its objects, the same in every epoch.
@@ -210,7 +214,7 @@ class ObjectSource(MaskSource):
         An object is of the class that most of its pixels have; its other pixels, and void ones, are ignored.
         """
         name, picture, mask = self.files[index]
-        outlines = mask.parent.parent / OBJECTS / mask.relative_to(mask.parent.parent / CLASSES)
+        outlines = self.root / OBJECTS / f"{name}.png"
         image, classes, objects = read_picture(picture), read_ids(mask), read_ids(outlines)
         for path, ids in ((mask, classes), (outlines, objects)):
             check_size(ids.shape, path, image.shape[:2], picture)
