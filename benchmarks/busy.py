@@ -18,6 +18,7 @@ from train.common.errors import Parser, run_command
 
 from . import measure, run
 from .cases import STEP, Case, Comparison
+from .clock import seconds
 
 ROUNDS, CALLS = 2, 3  # idle, then busy; calls of each model in each
 SPIN = "while True: pass"
@@ -58,7 +59,7 @@ def measure_both(cases, processes):
             with busy_processes(count):
                 for _ in range(CALLS):
                     for call, found in zip(calls, times, strict=True):
-                        found[place].append(measure.seconds(call, device))
+                        found[place].append(seconds(call, device))
     return [tuple(map(statistics.median, found)) for found in times]
 
 

@@ -23,8 +23,9 @@ from train.common.errors import Parser, UserError, run_command
 from train.config.loader import load_config
 from train.data.normalization import to_input
 
+from .clock import seconds
 from .flops import count_flops
-from .measure import alternate, seconds
+from .measure import alternate
 from .results import write_picture
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito

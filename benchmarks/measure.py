@@ -1,4 +1,4 @@
-"""The clock, taking turns, and the memory of a process of its own."""
+"""Taking turns, the speed of the processor itself, and the memory of a process of its own."""
 
 import functools
 import multiprocessing
@@ -14,7 +14,9 @@ import torch
 
 from fast.ops import dispatch, native
 
+from . import models, operators
 from .cases import STEP
+from .clock import seconds
 
 PLAIN = {operator: paths[-1] for operator, paths in dispatch.PATHS.items()}
 LEAST_ROUNDS = 3
@@ -28,20 +30,6 @@ class Peak:
     peak: float  # of the process; on a GPU of its tensors
     rise: float  # the same, less what the process had before the case was made
     seconds: float
-
-
-def seconds(run, device):
-    """Time one call, in seconds; on a GPU between two events."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
 
 
 @functools.cache
@@ -91,8 +79,6 @@ def ratios(ours, theirs):
 
 def prepare(case, device):
     """Return a function that runs a case once, by the paths that the case wants."""
-    from . import models, operators
-
     paths = PLAIN if case.plain else {}
     with dispatch.force(**paths):
         run = (operators if case.group == "operator" else models).prepare(case, device)

@@ -12,7 +12,7 @@ from fast.matching import Objects, SetLoss
 from fast.neighborhoods import StageGeometry
 
 from .cases import STEP, SWIN, SWIN_MINI, SWIN_SEGMENTER
-from .measure import seconds
+from .clock import seconds
 
 GEOMETRY = (  # clusters, neighbours and the plan of attention; tokens put cluster after cluster; local stride
     (fast.backbone, "stage_geometry"),

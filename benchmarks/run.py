@@ -25,6 +25,7 @@ from train.common.errors import Parser, UserError, run_command
 
 from . import measure, models, operators, results
 from .cases import SWIN, SWIN_MINI, SWIN_SEGMENTER, comparisons
+from .clock import seconds
 
 TESTS = Path(__file__).parent.parent / "parity_tests"
 GOLDEN = "test_golden.py"
@@ -172,7 +173,7 @@ class Bench:
 
     def _alternate(self, runs, case):
         budget = self.budget * (FEW if case.group == "operator" else 1)
-        return measure.alternate(runs, self.rounds, budget, partial(measure.seconds, device=self.device))
+        return measure.alternate(runs, self.rounds, budget, partial(seconds, device=self.device))
 
     def _all_visits(self, key, turn):
         """Add what was timed to what earlier visits timed, and return both together."""

@@ -14,6 +14,7 @@ import torch
 import fast.backbone
 from benchmarks import cases, measure, models, plot, results, run, table
 from benchmarks.cases import BACKWARD, SWIN, SWIN_MINI, SWIN_SEGMENTER, Case, Comparison
+from benchmarks.clock import seconds
 from fast.ops import dispatch
 from train.common.errors import UserError
 
@@ -36,7 +37,7 @@ def dictated(monkeypatch):
         return 4.0 if case.plain else 0.5 if case.what in (SWIN, SWIN_MINI, SWIN_SEGMENTER) else 1.0
 
     monkeypatch.setattr(measure, "prepare", lambda case, device: case)
-    monkeypatch.setattr(measure, "seconds", lambda case, device: cost(case))
+    monkeypatch.setattr(run, "seconds", lambda case, device: cost(case))
     monkeypatch.setattr(measure, "memory", lambda case, *_: measure.Peak(400 + cost(case), cost(case), cost(case)))
     monkeypatch.setattr(models, "geometry_share", lambda case, device: [(0.2, 1.0), (0.1, 0.8)])
 
@@ -193,7 +194,7 @@ def test_registers_reach_more_than_memory_does():
     if dispatch.path("attention", CPU) != "cpu":
         pytest.skip("no compiler")
     x, y = torch.ones(2**22), torch.ones(2**22)
-    took = min(measure.seconds(lambda: torch.add(x, y, out=y), CPU) for _ in range(5))
+    took = min(seconds(lambda: torch.add(x, y, out=y), CPU) for _ in range(5))
     assert 2 * len(x) / took < measure.fma_peak() < 1e13 * torch.get_num_threads()
 
 

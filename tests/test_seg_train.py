@@ -38,7 +38,7 @@ def test_training_from_the_yaml_learns_and_writes_what_it_says(tmp_path, capsys)
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert len(losses) == 9 and np.mean(losses[-2:]) < np.mean(losses[:2])
     evaluated = [line for line in lines if line["kind"] == "eval"]
-    assert [line["update"] for line in evaluated] == [4, 8, 9], "also at the end of a part shorter than the others"
+    assert [line["step"] for line in evaluated] == [4, 8, 9], "also at the end of a part shorter than the others"
     assert {"PQ", "AP", "AP_small", "ema_PQ", "per_class"} <= evaluated[-1].keys() and evaluated[-1]["images"] == 3
     state = read_file(tmp_path / "last.pt", KIND)
     assert state["done"] == 9 and state["task"] == "panoptic" and len(state["vocabulary"]["classes"]) == 16

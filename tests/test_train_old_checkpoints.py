@@ -60,7 +60,7 @@ def test_a_run_goes_on_as_it_would_have_then(checkpoint, tmp_path, capsys, name)
     assert noted in ([], ["note: unlike the checkpoint's run: model.num_classes was 16, is None"])
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
-    assert [line["update"] for line in steps] == [3, 4]
+    assert [line["step"] for line in steps] == [3, 4]
     assert [line["loss"] for line in steps] == pytest.approx(LOSSES[name], rel=1e-4)
 
 

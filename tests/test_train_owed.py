@@ -53,8 +53,8 @@ def test_an_interrupted_evaluation_is_made_once_on_resume(tmp_path, monkeypatch,
     for name in ("whole", "cut"):
         lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         logs.append([line for line in lines if line["kind"] == "eval"])
-        assert [line["update"] for line in logs[-1]] == [4, 8]
-        updates = [line["update"] for line in lines if line["kind"] == "train"]
+        assert [line["step"] for line in logs[-1]] == [4, 8]
+        updates = [line["step"] for line in lines if line["kind"] == "train"]
         assert updates == sorted(set(updates))
     assert logs[0] == logs[1]
     for name in ("last.pt", "best.pt"):

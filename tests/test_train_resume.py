@@ -51,7 +51,7 @@ def heeded(number):
 def wait_for_update(process, folder, update):
     """Wait until the log of a run shows an update."""
     log, deadline = Path(folder) / "log.jsonl", time.monotonic() + 90
-    while not (log.exists() and f'"train", "update": {update},' in log.read_text(encoding="utf-8")):
+    while not (log.exists() and f'"train", "step": {update},' in log.read_text(encoding="utf-8")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.002)
 
@@ -93,7 +93,7 @@ def test_killed_and_resumed_equals_never_killed_bit_for_bit(tmp_path):
         del state["config"]
     assert_same(*states)
     lines = [json.loads(line) for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
-    assert [line["update"] for line in lines if line["kind"] == "train"] == list(range(1, 17))
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 17))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

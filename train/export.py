@@ -124,7 +124,7 @@ def trained_scores(checkpoint: Path, best: float | None, names) -> dict:
     Returns
     -------
     dict
-        update, and the scores of these names; empty if there is no such line.
+        step, and the scores of these names; empty if there is no such line.
     """
     log = checkpoint.with_name("log.jsonl")
     lines = [line for line in map(read_line, log.read_bytes().splitlines() if log.is_file() else []) if line]
@@ -134,7 +134,7 @@ def trained_scores(checkpoint: Path, best: float | None, names) -> dict:
         if best is not None and best in (values.get("score"), values.get("top1")):
             scale = {name: 100 if name in ("top1", "top5") else 1 for name in names}
             kept = {name: values[name] * scale[name] for name in names if isinstance(values.get(name), int | float)}
-            return {"update": line["update"]} | kept
+            return {"step": line["step"]} | kept
     return {}
 
 

@@ -24,8 +24,8 @@ class Log:
         False on all ranks but the first.
     tensorboard : bool
         Write TensorBoard files if the package is there.
-    update : int
-        Updates done so far; lines of a killed run that lie beyond are dropped.
+    step : int
+        Steps done so far; lines of a killed run that lie beyond are dropped.
     owed : bool
         Whether the evaluation after that step will be made again.
 
@@ -35,16 +35,16 @@ class Log:
         The folder cannot be made or written in.
     """
 
-    def __init__(self, folder: Path, active: bool, tensorboard: bool, update: int, owed: bool = False):
+    def __init__(self, folder: Path, active: bool, tensorboard: bool, step: int, owed: bool = False):
         self.active, self.folder, self.writer, self.bar = active, folder, None, None
         if not active:
             return
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             remove_drafts(folder)
-            damaged = drop_beyond(folder / "log.jsonl", update, owed)
+            damaged = drop_beyond(folder / "log.jsonl", step, owed)
             if tensorboard:
-                self.writer = open_tensorboard(folder, update)
+                self.writer = open_tensorboard(folder, step)
         if damaged:
             self.say(f"note: {damaged} damaged line(s) of {folder / 'log.jsonl'} were cut")
 
@@ -57,14 +57,14 @@ class Log:
             except OSError:
                 drop_output()
 
-    def record(self, kind: str, update: int, **values) -> None:
+    def record(self, kind: str, step: int, **values) -> None:
         """Append a line to log.jsonl and put its numbers on TensorBoard.
 
         Parameters
         ----------
         kind : str
             "train", "eval" or "run".
-        update : int
+        step : int
             Updates done.
         **values
             Plain numbers and strings.
@@ -74,9 +74,9 @@ class Log:
         with writing(self.folder / "log.jsonl"):
             self.folder.mkdir(parents=True, exist_ok=True)  # whoever removed it while we run loses no training
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": kind, "update": update, **values}) + "\n")
+                file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, float)}
-        self.draw(lambda writer: [writer.add_scalar(name, value, update) for name, value in numbers.items()])
+        self.draw(lambda writer: [writer.add_scalar(name, value, step) for name, value in numbers.items()])
 
     def start_bar(self, place: str, steps: int, done: int) -> None:
         """Show a progress bar over ``steps`` of which ``done`` are done, on a terminal only."""
@@ -108,14 +108,14 @@ class Log:
         self.draw(lambda writer: writer.close())
 
 
-def open_tensorboard(folder: Path, update: int):
+def open_tensorboard(folder: Path, step: int):
     """Open TensorBoard's writer, or None where the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
     threading.excepthook = end_of_thread
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=update + 1 if update else None)
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
 
 def end_of_thread(end) -> None:
@@ -124,14 +124,14 @@ def end_of_thread(end) -> None:
         threading.__excepthook__(end)
 
 
-def drop_beyond(path: Path, update: int, owed: bool = False) -> int:
+def drop_beyond(path: Path, step: int, owed: bool = False) -> int:
     """Cut log lines of what a killed run did after its last checkpoint, and lines that are damaged.
 
     Parameters
     ----------
     path : Path
-    update : int
-        Updates done so far.
+    step : int
+        Steps done so far.
     owed : bool
         Whether the evaluation after that step will be made again: its line is cut, too.
 
@@ -146,9 +146,7 @@ def drop_beyond(path: Path, update: int, owed: bool = False) -> int:
     for line in path.read_bytes().splitlines():
         found = read_line(line)
         damaged += found is None
-        if found and (
-            found["update"] < update or (found["update"] == update and not (owed and found["kind"] == "eval"))
-        ):
+        if found and (found["step"] < step or (found["step"] == step and not (owed and found["kind"] == "eval"))):
             kept.append(line + b"\n")
     write_whole(path, b"".join(kept))
     return damaged
@@ -160,7 +158,9 @@ def read_line(line: bytes) -> dict | None:
         found = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-    plain = isinstance(found, dict) and type(found.get("update")) is int and isinstance(found.get("kind"), str)
+    if isinstance(found, dict) and "update" in found:  # what steps were called in logs of version 0.1
+        found["step"] = found.pop("update")
+    plain = isinstance(found, dict) and type(found.get("step")) is int and isinstance(found.get("kind"), str)
     return found if plain else None
 
 
@@ -170,7 +170,7 @@ class Pace:
     Parameters
     ----------
     left : int
-        Updates still to do in the whole run.
+        Steps still to do in the whole run.
     images : int
         Images a step.
     """

@@ -91,7 +91,7 @@ Measured on {about["split"]}, in percent:
 def score_table(facts: dict) -> str:
     """Write the scores of the file, and beside them those that the run measured itself, where they are known."""
     here, there = facts["scores"], facts["trained_scores"]
-    head = "| score | this file |" + (f" in training, update {there['update']:,} |" if there else "")
+    head = "| score | this file |" + (f" in training, step {there['step']:,} |" if there else "")
     rows = [f"| {key} | {shown(here[key])} |" + (f" {shown(there.get(key))} |" if there else "") for key in here]
     return "\n".join([head, "|---|---|" + ("---|" if there else ""), *rows])
 
