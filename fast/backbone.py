@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import AttentionBlock
-from .checks import check_choice, is_number, is_whole, shown
+from .checks import check_choice, check_sides, is_number, is_whole, shown
 from .clustering import check_cluster_size
 from .curves import CURVES
 from .grid_prior import METRICS, grid_prior, local_stride, reserved_tokens
@@ -102,6 +102,7 @@ class TokenSet:
 
         Returns (B, C, h, w). Distances are exact integers; of two tokens as near, the first in raster order.
         """
+        check_sides("h, w", (h, w))
         height, width = self.grid_size
         x, y = grid_positions((h, w), self.positions.device).unbind(-1)
         x, y = ((2 * x + 1) * width - w) * h, ((2 * y + 1) * height - h) * w  # centres, in units of a cell / (2 h w)

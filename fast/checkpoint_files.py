@@ -5,6 +5,7 @@ nothing that it says. What a zip file holds is compared with its checksums.
 """
 
 import mmap
+import os
 import zipfile
 from pathlib import Path
 
@@ -47,9 +48,11 @@ def load(path):
         A file that is truncated or corrupted, that would run code to be read, that holds no dict, NaN, infinite or
         complex numbers, or more than 500,000 values. The message is one line with the file's name and the reason.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a string or a path, not {type(path).__name__}")
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no checkpoint at {shown(str(path)) if len(str(path)) > 1000 else path}")
     try:
         content = (_load_safetensors if path.suffix == ".safetensors" else _load)(path)
     except Broken as error:

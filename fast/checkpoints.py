@@ -256,6 +256,8 @@ def head_config_from(state_dict):
 
 def _shapes(state_dict):
     """Shapes by name, none so large that a model of them would be a burden even without its numbers."""
+    if not isinstance(state_dict, dict) or not all(isinstance(name, str) for name in state_dict):
+        raise CheckpointError(f"weights must be a dict of names to tensors, not {shown(type(state_dict).__name__)}")
     shapes = {name: _shape(value) for name, value in state_dict.items()}
     for name, shape in shapes.items():
         if max(shape, default=0) > MOST_CHANNELS:
@@ -274,6 +276,7 @@ def _count(shapes, start, most):
 
 def expected_model(state_dict):
     """Make, without memory for its weights, the model that a state dict of this project describes."""
+    _shapes(state_dict)
     backbone = {n[len(_BACKBONE) :]: v for n, v in state_dict.items() if n.startswith(_BACKBONE)}
     config, features_only = config_from(backbone or state_dict)
     if backbone and not features_only:

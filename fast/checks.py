@@ -90,7 +90,8 @@ def check_arrays(**arrays):
     ----------
     **arrays : (array, numbers, axes)
         By argument: what was given, a key of ``NUMBERS``, and a word for each axis, as "n 2" or "... 2". Axes of
-        one word have one length, those of a number that one; three points stand for any axes.
+        one word have one length, those of a number that one, those of a word with + at least 1; three points stand
+        for any axes, of all arrays that have them the same.
 
     Raises
     ------
@@ -109,11 +110,15 @@ def check_arrays(**arrays):
             raise TypeError(f"{name} must hold {numbers} numbers, not {array.dtype}")
         words = axes.split()
         if words[0] == "...":
-            words = [f"axis {i} of {name}" for i in range(array.ndim - len(words) + 1)] + words[1:]
+            first = lengths.setdefault("...", tuple(array.shape[: array.ndim - len(words) + 1]))
+            words = [*map(str, first), *words[1:]]
+        least = [int(word.endswith("+")) for word in words]
+        words = [word.removesuffix("+") for word in words]
         wanted = [int(word) if word.isdigit() else lengths.get(word) for word in words]
         fits = array.ndim == len(words) and all(w in (None, n) for w, n in zip(wanted, array.shape, strict=True))
+        fits = fits and all(n >= one for n, one in zip(array.shape, least, strict=True))
         if not fits:
-            known = [f"{w} = {n}" for w, n in lengths.items() if w in words]
+            known = [f"{w} = {n}" for w, n in lengths.items() if w in words or (n and w == axes[:3])]
             shape = f"({', '.join(axes.split())})" + f" with {', '.join(known)}" * bool(known)
             raise ValueError(f"{name} must have shape {shape}, not {tuple(array.shape)}")
         lengths |= {word: n for word, n in zip(words, array.shape, strict=True) if not word.isdigit()}

@@ -5,7 +5,7 @@ import math
 import torch
 
 from . import ops
-from .checks import FARTHEST, check_sides, check_whole, is_whole, shown
+from .checks import FARTHEST, check_arrays, check_indices, check_sides, check_whole, is_whole, shown
 from .curves import curve_ranks
 from .ops.ordering.plain import anchor_ratio, cluster_sums
 
@@ -103,11 +103,15 @@ def balanced_clusters(positions, cluster_size, grid_size, curve="scanline"):
 
 
 def cluster_order(positions, cluster_size, grid_size, curve="scanline"):
-    """``balanced_clusters`` without its checks, so that it never waits for the device."""
+    """``balanced_clusters`` without checks that wait for a device: on a GPU positions must be right."""
     return cluster_tokens(positions, cluster_size, grid_size, curve)[:2]
 
 
 def cluster_tokens(positions, cluster_size, grid_size, curve="scanline"):
     """All that ``ops.ordering.Clusters`` holds, of positions (B, n, 2) int64, as ``cluster_order``."""
+    check_arrays(positions=(positions, "whole", "B n 2"))
+    check_sides("grid_size", grid_size, FARTHEST**2)
+    for axis, side in zip("xy", reversed(grid_size), strict=True):  # a compiled kernel looks the cells up
+        check_indices(f"{axis} of positions", positions[..., "xy".index(axis)], side)
     ranks = curve_ranks(*patch_grid(positions.shape[1], cluster_size, grid_size), curve, positions.device)
-    return ops.cluster_tokens(positions, ranks, cluster_size, grid_size)
+    return ops.cluster_tokens(positions.long(), ranks, cluster_size, grid_size)

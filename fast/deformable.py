@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from . import ops
+from .checks import check_arrays, check_choice, shown
 from .interpolation import HALF_POWER
 from .neighborhoods import nearest_tokens
 from .ops.sampling.plain import nearest_by_table
@@ -19,6 +20,7 @@ __all__ = ["LOOKUPS", "DeformableAttention", "lookup_table", "lookup_tables", "n
 
 def lookup_table(positions, grid_size):
     """Return the nearest 4 tokens of every cell of the grid: positions (B, n, 2) -> (B, h w, 4) int64."""
+    check_arrays(positions=(positions, "whole", "B n 2"))
     cells = grid_positions(grid_size, positions.device).expand(positions.shape[0], -1, -1)
     return nearest_tokens(cells, positions, NEAREST, grid_size)
 
@@ -29,6 +31,9 @@ def lookup_tables(level_positions, grid_size):
     Tokens are numbered over all levels, one after the other; -1 where a level has fewer than four. Made once, they
     serve all layers.
     """
+    if not isinstance(level_positions, tuple | list) or not level_positions:
+        raise TypeError(f"level_positions must be a list of tensors, not {shown(type(level_positions).__name__)}")
+    check_arrays(**{f"positions {i}": (each, "whole", f"B n{i} 2") for i, each in enumerate(level_positions)})
     tables, start = [], 0
     for positions in level_positions:
         table = (lookup_table(positions, grid_size) + start).int()
@@ -39,6 +44,7 @@ def lookup_tables(level_positions, grid_size):
 
 def nearest_exact(sampling_locations, positions):
     """Find the tokens that really are nearest to locations (B, q, P, 2): -> (B, q, P, 4), ties in raster order."""
+    check_arrays(sampling_locations=(sampling_locations, "real or whole", "B q P 2"))
     flat = sampling_locations.detach().flatten(1, 2)
     return nearest_tokens(flat, positions, NEAREST).unflatten(1, sampling_locations.shape[1:3])
 
@@ -56,8 +62,7 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, dim, heads, levels, points, lookup="rounded"):
         super().__init__()
-        if lookup not in LOOKUPS:
-            raise ValueError(f"lookup must be one of {', '.join(LOOKUPS)}, not {lookup!r}")
+        check_choice("lookup", lookup, LOOKUPS)
         self.heads, self.levels, self.points, self.lookup = heads, levels, points, lookup
         self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)  # [head][level][point][x, y], in cells
         self.attention_weights = nn.Linear(dim, heads * levels * points)  # [head][level][point]

@@ -5,6 +5,7 @@ Source: Suzuki, HCFormer, arXiv 2205.09949, carried over to points. The query de
 
 from torch import nn
 
+from .checks import check_arrays, shown
 from .mask2former import Projection, QueryDecoder
 from .ops import apply_linear
 from .segmenter import Segmenter, output
@@ -40,6 +41,10 @@ class HCFormer(Segmenter):
 
 def climb(masks, assignments):
     """Lift mask logits (B, q, n_last) through the assignments of all merges, the last merge first: -> (B, q, h w)."""
+    check_arrays(masks=(masks, "real", "B q n"))
+    pairs = assignments if isinstance(assignments, tuple | list) else [None]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise TypeError(f"assignments must be a list of pairs of tensors, not {shown(type(assignments).__name__)}")
     values = masks.transpose(1, 2)
     for candidates, assignment in reversed(assignments):
         values = decode_clusters(values, candidates, assignment)

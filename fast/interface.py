@@ -6,11 +6,13 @@ needs timm. ``timm_models`` enters the variants in timm's own list.
 
 from torch import nn
 
+from .checks import check_arrays, check_choice, check_whole, is_whole, shown
 from .patch_embedding import MEAN, SMALLEST_SIDE, STD
 from .selection import token_counts
 
 POOLS = ("avg", "")  # of the classifier: the mean over the tokens, or none
 FORMATS = ("NCHW", "NLC")
+MOST_CLASSES = 2**20
 
 
 class FeatureInfo(list):
@@ -60,17 +62,18 @@ def take_indices(count, indices=None):
     ValueError
         None, or one that there is not.
     """
-    taken = range(-indices, 0) if isinstance(indices, int) else range(count) if indices is None else indices
-    if not taken or any(not -count <= i < count for i in taken):
-        raise ValueError(f"there are {count} stages, from 0 to {count - 1} or -{count} to -1, not {indices!r}")
+    taken = range(-indices, 0) if is_whole(indices) else range(count) if indices is None else indices
+    several = isinstance(taken, tuple | list | set | frozenset) and all(map(is_whole, taken))
+    if not (several or isinstance(taken, range)) or not taken or any(not -count <= i < count for i in taken):
+        raise ValueError(f"there are {count} stages, from 0 to {count - 1} or -{count} to -1, not {shown(indices)}")
     taken = [i % count for i in taken]
     return taken, max(taken)
 
 
 def checked_pool(global_pool):
     """Return ``global_pool`` if it is known; ValueError if not."""
-    if global_pool not in POOLS:
-        raise ValueError(f'global_pool must be "avg" (the mean over the tokens) or "" (none), not {global_pool!r}')
+    if not isinstance(global_pool, str) or global_pool not in POOLS:
+        raise ValueError(f'global_pool must be "avg" (mean over the tokens) or "" (none), not {shown(global_pool)}')
     return global_pool
 
 
@@ -145,6 +148,7 @@ class ModelInterface(nn.Module):
 
     def reset_classifier(self, num_classes, global_pool=None):
         """Replace the classifier by a new one for ``num_classes`` classes (0: none), and the pooling unless None."""
+        check_whole("num_classes", num_classes, 0, MOST_CLASSES)
         if global_pool is not None:
             self.global_pool = checked_pool(global_pool)
         like = next(self.parameters())
@@ -155,6 +159,7 @@ class ModelInterface(nn.Module):
 
     def forward_head(self, features, pre_logits=False):
         """Mean over the tokens (B, n, C) -> (B, C), then the classifier -> (B, num_classes) unless ``pre_logits``."""
+        check_arrays(features=(features, "real", f"B n {self.num_features}"))
         pooled = features.mean(dim=1) if self.global_pool else features
         return pooled if pre_logits else self.head(pooled)
 
@@ -186,8 +191,7 @@ class ModelInterface(nn.Module):
             Of the last stage that ran, after the final layer norm if that is the last there is.
         intermediates : list of tensors
         """
-        if output_fmt not in FORMATS:
-            raise ValueError(f"output_fmt must be one of {', '.join(FORMATS)}, not {output_fmt!r}")
+        check_choice("output_fmt", output_fmt, FORMATS)
         taken, last = take_indices(len(self.stages), indices)
         stages, grid_size = self.run_stages(x, last + 1 if stop_early else None)
         found = []

@@ -3,7 +3,7 @@
 import torch
 
 from . import ops
-from .checks import check_arrays, check_indices
+from .checks import check_arrays, check_indices, check_number
 from .ops.sampling.plain import FLOOR, HALF_POWER, shepard_weights
 
 __all__ = ["FLOOR", "HALF_POWER", "shepard", "shepard_weights"]
@@ -30,6 +30,12 @@ def shepard(points, positions, features, nearest, half_power=HALF_POWER):
         features=(features, "real", "B n C"), nearest=(nearest, "whole", "B q k"),
     )  # fmt: skip
     check_indices("nearest", nearest, positions.shape[1], -(2**31))  # negative: fewer than k
+    if not nearest.shape[2]:
+        raise ValueError("nearest must name at least one token for each point, not none")
+    if torch.is_tensor(half_power):
+        check_arrays(half_power=(half_power, "real", "1"))
+    else:
+        check_number("half_power", half_power)
     positions, wide = positions.long(), torch.promote_types(features.dtype, torch.float32)
     power = half_power if torch.is_tensor(half_power) else features.new_full((1,), half_power, dtype=wide)
     points, nearest = points[:, :, None, None], nearest[:, :, None, None]  # one head, one location

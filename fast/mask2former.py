@@ -62,6 +62,9 @@ def sine_embedding(positions, channels, largest=None, dtype=torch.float32):
     if channels % 4:
         raise ValueError(f"channels must be a multiple of 4, not {channels}")
     largest = positions.amax(dim=1) if largest is None else largest
+    check_arrays(largest=(largest, "real or whole", "B 2"))
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a dtype of real numbers, not {shown(dtype)}")
     angle = positions.to(dtype) / (largest[:, None].to(dtype) + 1e-6) * (2 * torch.pi)
     exponent = 2 * torch.arange(channels // 4, device=positions.device, dtype=dtype) / (channels // 2)
     parts = angle[..., None] / 10000.0**exponent  # (B, n, 2, D/4)

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, grid_sample, pad, softplus
 
-from .checks import check_arrays, check_indices
+from .checks import check_arrays, check_indices, check_number, check_whole, shown
 from .ops.indexing import gather_rows
 
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0
 NO_OBJECT_WEIGHT = 0.1
 POINTS, OVERSAMPLE, IMPORTANT = 12544, 3, 0.75
+MOST_POINTS = 2**20
 
 
 def sample_points(maps, points):
     """Read maps (m, h, w) at points (p, 2) or (m, p, 2), (x, y) in [0, 1]: bilinear, zero outside -> (m, p)."""
-    check_arrays(maps=(maps, "real", "m h w"), points=(points, "real", "... 2"))
+    several = isinstance(points, Tensor) and points.ndim == 3
+    check_arrays(maps=(maps, "real", "m h+ w+"), points=(points, "real", "m p 2" if several else "p 2"))
     points = points.to(maps.dtype).expand(len(maps), -1, -1)
     return grid_sample(maps[:, None], 2 * points[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
 
@@ -42,10 +44,11 @@ def matching_costs(class_logits, mask_logits, labels, targets):
         2 (-probability of the class) + 5 (mean cross-entropy) + 5 (1 - dice).
     """
     check_arrays(
-        class_logits=(class_logits, "real", "... q classes"), mask_logits=(mask_logits, "real", "... q p"),
+        class_logits=(class_logits, "real", "... q classes"), mask_logits=(mask_logits, "real", "... q p+"),
         labels=(labels, "whole", "... g"), targets=(targets, "real", "... g p"),
     )  # fmt: skip
     check_indices("labels", labels, class_logits.shape[-1])
+    targets = targets.to(mask_logits.dtype)
     prob, labels = class_logits.softmax(dim=-1), labels.long()
     class_cost = -prob.gather(-1, labels[..., None, :].expand(*prob.shape[:-1], -1))
     # mean over the points of softplus(-x) t + softplus(x) (1 - t), which is softplus(x) - x t
@@ -64,7 +67,10 @@ def match(costs):
         from scipy.optimize import linear_sum_assignment
     except ImportError:
         raise ImportError("matching queries to objects needs the package scipy: pip install scipy") from None
-    pairs = linear_sum_assignment(costs.detach().cpu().double().numpy())
+    try:
+        pairs = linear_sum_assignment(costs.detach().cpu().double().numpy())
+    except ValueError as error:
+        raise ValueError(f"costs must be numbers that leave a way to pair: {error}") from None
     return tuple(torch.as_tensor(side, device=costs.device) for side in pairs)
 
 
@@ -74,14 +80,46 @@ def class_loss(class_logits, queries, labels, weight_sum=None):
     class_logits (B, q, classes + 1); ``queries`` and ``labels`` hold one (r,) tensor an image. ``weight_sum``: what the
     weighted sum is divided by, if not the sum of the weights.
     """
+    check_arrays(class_logits=(class_logits, "real", "B q classes"))
+    for name, given in (("queries", queries), ("labels", labels)):
+        if not isinstance(given, tuple | list) or len(given) != len(class_logits):
+            raise TypeError(f"{name} must be a list of one tensor an image, not {shown(type(given).__name__)}")
+    for query, label in zip(queries, labels, strict=True):
+        check_arrays(queries=(query, "whole", "r"), labels=(label, "whole", "r"))
+        check_indices("queries", query, class_logits.shape[1])
+        check_indices("labels", label, class_logits.shape[2])
+    if weight_sum is not None:
+        _check_divisor("weight_sum", weight_sum)
     last = class_logits.shape[-1] - 1
     target = torch.full(class_logits.shape[:2], last, device=class_logits.device)
-    target[_image_of(queries), torch.cat(queries)] = torch.cat(labels)
+    target[_image_of(queries), torch.cat(queries).long()] = torch.cat(labels).long()
     weight = torch.ones(last + 1, device=class_logits.device, dtype=class_logits.dtype)
     weight[last] = NO_OBJECT_WEIGHT
     if weight_sum is None:
         return cross_entropy(class_logits.transpose(1, 2), target, weight)
     return cross_entropy(class_logits.transpose(1, 2), target, weight, reduction="sum") / weight_sum
+
+
+def _check_divisor(name, value):
+    """Refuse what is neither a number nor a tensor of one."""
+    if isinstance(value, Tensor):
+        check_arrays(**{name: (value.reshape(-1), "real or whole", "1")})
+    else:
+        check_number(name, value)
+
+
+def _check_objects(objects, images):
+    """Refuse what is no list of Objects, one an image, each with as many masks as labels."""
+    if not isinstance(objects, tuple | list) or not all(isinstance(each, Objects) for each in objects):
+        raise TypeError(f"objects must be a list of Objects, one an image, not {shown(type(objects).__name__)}")
+    if len(objects) != images:
+        raise ValueError(f"objects must be as many as images, {images}, not {len(objects)}")
+    for i, each in enumerate(objects):
+        if not isinstance(each.labels, Tensor) or not isinstance(each.masks, Tensor):
+            raise TypeError(f"objects {i} must hold tensors, labels and masks")
+        if each.labels.ndim != 1 or each.masks.ndim != 3 or len(each.labels) != len(each.masks):
+            shapes = f"{tuple(each.labels.shape)} and {tuple(each.masks.shape)}"
+            raise ValueError(f"labels and masks of objects {i} must have shapes (g,) and (g, h, w), not {shapes}")
 
 
 def _image_of(per_image):
@@ -95,6 +133,8 @@ def mask_losses(mask_logits, targets, objects):
 
     mask_logits and targets (r, p) at the sampled points.
     """
+    check_arrays(mask_logits=(mask_logits, "real", "r p"), targets=(targets, "real", "r p"))
+    _check_divisor("objects", objects)
     entropy = binary_cross_entropy_with_logits(mask_logits, targets, reduction="none").mean(dim=1)
     prob = mask_logits.sigmoid()
     dice = 1 - (2 * (prob * targets).sum(dim=1) + 1) / (prob.sum(dim=1) + targets.sum(dim=1) + 1)
@@ -107,6 +147,8 @@ def important_points(mask_logits, count, generator=None):
     mask_logits (r, h, w) -> (r, count, 2) in [0, 1]: of 3 x count uniform points the least certain stay, the rest is
     uniform again.
     """
+    check_arrays(mask_logits=(mask_logits, "real", "r h+ w+"))
+    check_whole("count", count, 1, MOST_POINTS)
     return _most_uncertain(mask_logits, *_candidates(len(mask_logits), count, mask_logits.device, generator))
 
 
@@ -143,6 +185,7 @@ class SetLoss(nn.Module):
 
     def __init__(self, points=POINTS):
         super().__init__()
+        check_whole("points", points, 1, MOST_POINTS)
         self.points = points
 
     def forward(self, output, objects, count=None, generator=None, class_weight_sum=None):
@@ -166,6 +209,7 @@ class SetLoss(nn.Module):
         dict of str to scalar tensor
             ``class``, ``mask``, ``dice``: weighted, summed over the predictions; ``loss``: their sum.
         """
+        _check_objects(objects, len(output.class_queries_logits))
         count = max(1, sum(len(o.labels) for o in objects)) if count is None else count
         generators = generator if isinstance(generator, list) else [generator] * len(objects)
         last = {

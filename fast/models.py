@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from . import checkpoints
 from .backbone import STAGES, AutoFocusFormer, Config
+from .checks import LONGEST, is_whole, shown
 from .hcformer import HCFormer
 from .interface import pretrained_cfg
 from .mask2former import HeadConfig, Mask2Former
@@ -53,6 +54,10 @@ def list_models(filter="", pretrained=False, exclude_filters=""):
     pretrained : bool
         Only models of which classifiers ship.
     """
+    for what, given in (("filter", filter), ("exclude_filters", exclude_filters)):
+        many = given if isinstance(given, tuple | list | set | frozenset) else [given]
+        if not all(isinstance(each, str) for each in many):
+            raise TypeError(f"{what} must be a string or several, not {shown(given)}")
     wanted, unwanted = ([x] if isinstance(x, str) else list(x) for x in (filter, exclude_filters))
     names = [name for name in _VARIANTS if not any(wanted) or any(fnmatchcase(name, each) for each in wanted)]
     if pretrained:
@@ -109,8 +114,10 @@ def create_model(
     CheckpointError
         A file that is no checkpoint or not of this model.
     """
-    if in_chans != 3:
-        raise ValueError(f"in_chans must be 3 (images are red, green, blue), not {in_chans!r}: repeat or mix channels")
+    if not is_whole(in_chans) or in_chans != 3:
+        raise ValueError(
+            f"in_chans must be 3 (images are red, green, blue), not {shown(in_chans)}: repeat or mix channels"
+        )
     if out_indices is not None and not features_only:
         raise ValueError("out_indices needs features_only=True: a classifier returns no stages")
     model = _create_model(name, features_only, pretrained, global_pool, own_names(overrides))
@@ -122,6 +129,7 @@ def create_model(
 
 
 def _create_model(name, features_only, pretrained, global_pool, overrides):
+    _check_pretrained(pretrained)
     if not pretrained:
         config, more = model_config(name, **overrides), {"size": 384 if name.endswith("_384") else 224}
         model = AutoFocusFormer(config, features_only, global_pool)
@@ -187,10 +195,15 @@ def create_segmenter(backbone=None, head=None, backbone_overrides=None, pretrain
         Unknown backbone, head or override (the message gives the closest one), a backbone with a classifier, unknown
         weights or an override that contradicts them.
     """
-    _check_known("head", head or "mask2former", list(HEADS))
+    _check_known("head", "mask2former" if head is None else head, list(HEADS))
+    _check_pretrained(pretrained)
+    if not isinstance(backbone_overrides, dict | None):
+        raise TypeError(f"backbone_overrides must be a dict, not {shown(backbone_overrides)}")
     _check_overrides(HeadConfig, overrides)
     if pretrained:
         return _pretrained_segmenter(backbone, head, backbone_overrides or {}, pretrained, overrides)
+    if not isinstance(backbone, str | AutoFocusFormer | None):
+        raise TypeError(f"backbone must be a name or a feature extractor, not {shown(type(backbone).__name__)}")
     if backbone is None or isinstance(backbone, str):
         config = model_config(backbone)
         same = {"neighborhood": config.neighborhood[:1] * STAGES, **(backbone_overrides or {})}
@@ -201,7 +214,7 @@ def create_segmenter(backbone=None, head=None, backbone_overrides=None, pretrain
         )
     elif len(backbone.out_indices) != STAGES:
         raise ValueError(f"the backbone of a segmenter must return all {STAGES} stages, not {backbone.out_indices}")
-    return HEADS[head or "mask2former"](backbone, HeadConfig(**overrides))
+    return HEADS["mask2former" if head is None else head](backbone, HeadConfig(**overrides))
 
 
 def _pretrained_segmenter(backbone, head, backbone_overrides, pretrained, overrides):
@@ -237,14 +250,19 @@ def weights_of_file(path, model):
     return weights
 
 
+def _check_pretrained(pretrained):
+    if not isinstance(pretrained, str | bool | None):
+        raise TypeError(f"pretrained must be a name, True or None, not {shown(pretrained)}")
+
+
 def _check_overrides(kind, overrides):
     for key in overrides:
         _check_known("override", key, [field.name for field in fields(kind)])
 
 
 def _check_known(what, name, known):
-    if name in known:
+    if isinstance(name, str) and name in known:
         return
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(name)[:LONGEST], known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    raise ValueError(f"unknown {what} {name!r}; {hint}")
+    raise ValueError(f"unknown {what} {shown(name)}; {hint}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import FARTHEST, check_arrays, check_choice, check_sides, check_whole
+from .checks import FARTHEST, check_arrays, check_choice, check_sides, check_whole, shown
 from .clustering import check_cluster_size, cluster_tokens
 from .curves import CURVES
 from .ops import dispatch, nearest_clusters, nearest_tokens
@@ -117,6 +117,8 @@ def stage_geometry(positions, cluster_size, neighborhood, grid_size, curve="scan
     check_whole("neighborhood", neighborhood, 1)
     check_sides("grid_size", grid_size, FARTHEST**2)
     check_choice("curve", curve, CURVES)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a dtype of real numbers, not {shown(dtype)}")
     path = dispatch.path("attention", positions.device)
     parts = torch.ops.aff.stage_geometry(positions, cluster_size, neighborhood, *grid_size, curve, dtype, path)
     return StageGeometry(positions, *parts[:5], Plan(path, tuple(parts[5:])), dtype)

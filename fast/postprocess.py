@@ -23,8 +23,10 @@ class Segment:
 
 def resize_bilinear(maps, size):
     """Resize maps (q, h, w) to size (H, W): bilinear between pixel centres, edges held."""
-    check_arrays(maps=(maps, "real", "q h w"))
+    check_arrays(maps=(maps, "real", "q h+ w+"))
     check_sides("size", size)
+    if not len(maps):
+        return _wide(maps).new_empty(0, *size)
     return interpolate(_wide(maps)[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
@@ -35,9 +37,10 @@ def _wide(x):
 
 def semantic(class_logits, mask_logits):
     """Per-pixel class scores: class logits (q, classes + 1), mask logits (q, H, W) -> (classes, H, W)."""
-    check_arrays(class_logits=(class_logits, "real", "q classes"), mask_logits=(mask_logits, "real", "q h w"))
-    prob = _wide(class_logits).softmax(dim=-1)[:, :-1]
-    return torch.einsum("qc,qhw->chw", prob, _wide(mask_logits).sigmoid())
+    check_arrays(class_logits=(class_logits, "real", "q classes+"), mask_logits=(mask_logits, "real", "q h w"))
+    inside = _wide(mask_logits).sigmoid()
+    prob = _wide(class_logits).softmax(dim=-1)[:, :-1].to(inside.dtype)
+    return torch.einsum("qc,qhw->chw", prob, inside)
 
 
 def instances(class_logits, mask_logits, top=100):
@@ -56,7 +59,7 @@ def instances(class_logits, mask_logits, top=100):
     labels : (r,) int64 tensor
     masks : (r, H, W) bool tensor
     """
-    check_arrays(class_logits=(class_logits, "real", "q classes"), mask_logits=(mask_logits, "real", "q h w"))
+    check_arrays(class_logits=(class_logits, "real", "q classes+"), mask_logits=(mask_logits, "real", "q h w"))
     check_whole("top", top, 1)
     prob, mask_logits = _wide(class_logits).softmax(dim=-1)[:, :-1], _wide(mask_logits)
     best = prob.flatten().argsort(descending=True, stable=True)[:top]
@@ -87,11 +90,12 @@ def panoptic(class_logits, mask_logits, things, object_threshold=0.8, overlap_th
         Segment numbers, 0 where there is none.
     segments : list of Segment
     """
-    check_arrays(class_logits=(class_logits, "real", "q classes"), mask_logits=(mask_logits, "real", "q h w"))
+    check_arrays(class_logits=(class_logits, "real", "q classes+"), mask_logits=(mask_logits, "real", "q h w"))
     check_number("object_threshold", object_threshold)
     check_number("overlap_threshold", overlap_threshold)
     if not isinstance(things, set | frozenset | list | tuple | range) or not all(map(is_whole, things)):
         raise TypeError(f"things must be a set of whole numbers, not {shown(things)}")
+    object_threshold, overlap_threshold = float(object_threshold), float(overlap_threshold)
     scores, labels = _wide(class_logits).softmax(dim=-1).max(dim=-1)
     kept = ((labels != class_logits.shape[1] - 1) & (scores > object_threshold)).nonzero().flatten()
     result, segments, stuff = torch.zeros_like(mask_logits[0], dtype=torch.int64), [], {}

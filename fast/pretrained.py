@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint_files import CheckpointError
+from .checks import shown
 
 FOLDER = Path(__file__).parent / "weights"
 SUMS, SUFFIX, HEADER = "SHA256SUMS", ".safetensors", "autofocusformer"
@@ -47,10 +48,12 @@ def pretrained_file(name):
     CheckpointError
         The file is missing or is not the one that was shipped.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"the name of weights must be a string, not {shown(name)}")
     sums, file = _sums(), f"{name}{SUFFIX}"
     if file not in sums:
         known = ", ".join(f"{each} ({_kind_of(each)})" for each in list_pretrained()) or "none"
-        raise ValueError(f"no weights {name!r} ship with this package; there are: {known}")
+        raise ValueError(f"no weights {shown(name)} ship with this package; there are: {known}")
     path = FOLDER / file
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: install the package again")

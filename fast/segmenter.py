@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .checks import shown
 from .matching import Objects, SetLoss
 from .patch_embedding import _check_shape, prepare_image
 
@@ -64,8 +65,9 @@ def pad_images(images):
     pixel_mask : (B, H, W) bool tensor
         True where there is an image.
     """
-    images = list(images)
-    if not images or not all(isinstance(image, torch.Tensor) and image.ndim == 3 for image in images):
+    images = list(images) if isinstance(images, tuple | list | Tensor) else []
+    dense = [image for image in images if isinstance(image, Tensor) and image.layout == torch.strided]
+    if not images or len(dense) < len(images) or not all(image.ndim == 3 for image in dense):
         raise TypeError("images must be a list of one or more tensors of shape (3, H, W)")
     if len({(len(image), image.dtype) for image in images}) > 1:
         found = ", ".join(sorted({f"{len(image)} channels of {image.dtype}" for image in images}))
@@ -170,6 +172,10 @@ def _labels(mask_labels, class_labels, images, classes):
     """A list of Objects of the labels; ValueError where they do not fit."""
     if mask_labels is None or class_labels is None:
         raise ValueError("mask_labels and class_labels go together: give both or neither")
+    for name, labels in (("mask_labels", mask_labels), ("class_labels", class_labels)):
+        many = labels if isinstance(labels, tuple | list) else [None]
+        if not all(isinstance(each, Tensor) for each in many):
+            raise TypeError(f"{name} must be a list of tensors, one an image, not {shown(type(labels).__name__)}")
     if not len(mask_labels) == len(class_labels) == len(images) > 0:
         found = f"{len(mask_labels)} and {len(class_labels)} for {len(images)}"
         raise ValueError(f"mask_labels and class_labels must hold one tensor an image, not {found}")
@@ -177,7 +183,12 @@ def _labels(mask_labels, class_labels, images, classes):
         if masks.ndim != 3 or labels.shape != masks.shape[:1]:
             shapes = f"{tuple(masks.shape)} and {tuple(labels.shape)}"
             raise ValueError(f"mask_labels {i} and class_labels {i} must have shapes (g, H, W) and (g,), not {shapes}")
-        if labels.is_floating_point() or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
+        if (
+            labels.is_floating_point()
+            or labels.is_complex()
+            or masks.is_complex()
+            or (len(labels) and not 0 <= labels.min() <= labels.max() < classes)
+        ):
             raise ValueError(f"class_labels {i} must be whole numbers from 0 to {classes - 1}")
     device = images.device
     pairs = zip(class_labels, mask_labels, strict=True)
@@ -186,7 +197,7 @@ def _labels(mask_labels, class_labels, images, classes):
 
 def _groups(images, pixel_mask):
     """Indices of the images of each size (H, W)."""
-    if not isinstance(pixel_mask, Tensor):
+    if not isinstance(pixel_mask, Tensor) or pixel_mask.layout != torch.strided:
         raise TypeError(f"pixel_mask must be a tensor, not {type(pixel_mask).__name__}")
     if pixel_mask.shape != (len(images), *images.shape[2:]):
         wanted = (len(images), *images.shape[2:])

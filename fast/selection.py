@@ -110,6 +110,10 @@ def select(scores, prior, reserved, keep, alpha):
 
 
 def choose(scores, prior, reserved, keep, alpha):
-    """``select`` without its checks, so that it never waits for the device."""
+    """``select`` without its checks that wait for a device."""
+    check_arrays(
+        scores=(scores, "real", "B n"), prior=(prior, "real", "B n"), reserved=(reserved, "true or false", "B n")
+    )
+    check_whole("keep", keep, 1, scores.shape[1])  # a compiled kernel writes so many
     value = prior.double() + alpha * scores.detach().double()
     return ops.choose(torch.where(reserved, torch.inf, value), keep)

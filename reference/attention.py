@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .checks import check_arrays, check_indices
 from .layers import gelu, layer_norm, linear, subset
 
 
@@ -26,6 +27,12 @@ def local_attention(query, key, value, neighbors, valid, bias, blank_key, blank_
     (n, heads, d) array
         sum_j softmax(logit)_j v_j over the slots and the blank token.
     """
+    check_arrays(
+        query=(query, "real", "n heads d"), key=(key, "real", "n heads d"), value=(value, "real", "n heads d"),
+        neighbors=(neighbors, "whole", "n M"), valid=(valid, "true or false", "n M"), bias=(bias, "real", "n M heads"),
+        blank_key=(blank_key, "real", "heads d"), blank_value=(blank_value, "real", "heads d"),
+    )  # fmt: skip
+    check_indices("neighbors", neighbors, len(query))
     logits = np.einsum("nhd,nmhd->nmh", query, key[neighbors]) + bias  # (n, M, heads)
     logits = np.where(valid[:, :, None], logits, -np.inf)
     blank = np.einsum("nhd,hd->nh", query, blank_key)[:, None]  # (n, 1, heads)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from .attention import attention_block
-from .checks import check_choice, is_number, is_whole, shown
+from .checks import check_arrays, check_choice, is_number, is_whole, shown
 from .clustering import check_cluster_size
 from .curves import CURVES
 from .grid_prior import METRICS, grid_prior, local_stride, reserved_tokens
-from .layers import layer_norm, linear, subset
+from .layers import as_weights, layer_norm, linear, subset
 from .merging import merging
 from .neighborhoods import stage_geometry
 from .patch_embedding import grid_positions, patch_embedding, prepare_image
@@ -125,7 +125,9 @@ def forward_features(config, weights, image):
     ValueError, TypeError
         As ``patch_embedding.prepare_image`` and ``selection.token_counts`` say.
     """
-    weights = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
+    if not isinstance(config, Config):
+        raise TypeError(f"config must be a Config, not {shown(type(config).__name__)}")
+    weights = as_weights(weights)
     image = prepare_image(image)
     grid_size = (image.shape[1] // 4, image.shape[2] // 4)
     counts = token_counts(grid_size, config.rate, config.reserve, len(config.depths))
@@ -140,7 +142,8 @@ def forward_features(config, weights, image):
 
 def forward_head(weights, features):
     """Classify: layer norm, mean over the tokens, linear; features (n, C) -> logits (num_classes,), float64."""
-    weights = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
+    weights = as_weights(weights)
+    check_arrays(features=(features, "real", "n+ C"))
     return linear(layer_norm(features, subset(weights, "norm")).mean(axis=0), subset(weights, "head"))
 
 
@@ -161,6 +164,6 @@ def token_sets(weights, stages):
 
     stages as ``forward_features`` returns them -> list of (positions (n, 2), features (n, C)): res2, res3, res4, res5.
     """
-    weights = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
+    weights = as_weights(weights)
     norms = [subset(weights, f"norms.{i}") for i in range(len(stages))]
     return [(s.positions, layer_norm(s.features, norm)) for s, norm in zip(stages, norms, strict=True)]

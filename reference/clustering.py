@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from .checks import FARTHEST, check_sides, check_whole, is_whole, shown
+from .checks import FARTHEST, check_arrays, check_indices, check_sides, check_whole, is_whole, shown
 from .curves import curve_ranks
 
 LARGEST_CLUSTER = 2**16  # tokens; the last cluster is filled up to this size
@@ -81,8 +81,13 @@ def anchor_ratio(positions, ranks, grid_size):
         (d_prev / d_next)^2. Anchors and distances are scaled by (2 nw, 2 nh) to be integers; the curve's ends are
         prolonged by a mirror image, and a single patch gives 0.
     """
+    check_arrays(positions=(positions, "whole", "n 2"), ranks=(ranks, "whole", "nh+ nw+"))
+    check_sides("grid_size", grid_size, FARTHEST**2)
     (h, w), (nh, nw) = grid_size, ranks.shape
     x, y = positions.T
+    for axis, places, side in (("x", x, w), ("y", y, h)):
+        check_indices(f"{axis} of positions", places, side)
+    check_indices("ranks", ranks, nh * nw)
     patch_rank = ranks[y * nh // h, x * nw // w]
     if nh * nw == 1:
         return patch_rank, np.zeros(len(positions))
@@ -143,6 +148,9 @@ def balanced_clusters(positions, cluster_size, grid_size, curve="scanline"):
 
 def cluster_sums(positions, order, cluster_size):
     """Return S (k, 2) and c (k,), int64: each cluster's sum of positions and count. Its centre is S / c."""
+    check_arrays(positions=(positions, "whole", "n 2"), order=(order, "whole", "n"))
+    check_indices("order", order, len(positions))
+    check_cluster_size(cluster_size)
     starts = np.arange(0, len(order), cluster_size)
     sums = np.add.reduceat(positions[order], starts, axis=0)
     counts = np.diff(np.append(starts, len(order)))

@@ -6,6 +6,7 @@ interpolation of the level's tokens.
 
 import numpy as np
 
+from .checks import check_arrays, check_sides
 from .interpolation import shepard_weights
 from .layers import linear, subset
 from .neighborhoods import nearest_tokens
@@ -25,15 +26,20 @@ def nearest_by_table(sampling_locations, table, grid_size):
 
     Rounded half to even and clamped to the grid.
     """
+    check_sides("grid_size", grid_size)
     h, w = grid_size
+    check_arrays(
+        sampling_locations=(sampling_locations, "real or whole", "... 2"), table=(table, "whole", f"{h * w} k")
+    )  # fmt: skip
     x, y = np.moveaxis(np.rint(sampling_locations).astype(np.int64), -1, 0)
     return table[np.clip(y, 0, h - 1) * w + np.clip(x, 0, w - 1)]
 
 
 def nearest_exact(sampling_locations, positions):
     """Find the tokens that really are nearest to each location: (..., 2), (n, 2) -> (..., 4), ties in raster order."""
+    check_arrays(sampling_locations=(sampling_locations, "real or whole", "... 2"))
     found = nearest_tokens(sampling_locations.reshape(-1, 2), positions, NEAREST)
-    return found.reshape(*sampling_locations.shape[:-1], -1)
+    return found.reshape(*sampling_locations.shape[:-1], found.shape[-1])
 
 
 def deformable_attention(query, positions, source, level_sizes, grid_size, weights, heads, points, lookup="rounded"):

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.spatial import cKDTree
 
-from .checks import check_arrays, check_choice, check_span, check_whole
+from .checks import check_arrays, check_choice, check_indices, check_span, check_whole
 
 METRICS = ("l2", "l1")
 
@@ -39,6 +39,8 @@ def local_stride(positions, metric="l2"):
 
 def local_stride_kdtree(positions, metric="l2"):
     """Compute the same as ``local_stride`` through SciPy's k-d tree: the check on it."""
+    check_arrays(positions=(positions, "whole", "n+ 2"))
+    check_choice("metric", metric, METRICS)
     if len(positions) == 1:
         return np.ones(1, dtype=np.int64)
     distance = cKDTree(positions).query(positions, k=[2], p={"l2": 2, "l1": 1}[metric])[0][:, 0]
@@ -56,6 +58,7 @@ def _power_of_two(squared_distance):
 def grid_prior(positions, stride):
     """Return g (n,) float64: 1 where both coordinates are multiples of twice the local stride, else 0."""
     check_arrays(positions=(positions, "whole", "n 2"), stride=(stride, "whole", "n"))
+    check_indices("stride", stride, 2**62, 1)
     return (positions % (2 * stride[:, None]) == 0).all(axis=1).astype(np.float64)
 
 

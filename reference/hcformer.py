@@ -3,10 +3,9 @@
 Source: Suzuki, HCFormer, arXiv 2205.09949, carried over to points. The query decoder is Mask2Former's, on one level.
 """
 
-import numpy as np
-
-from .layers import layer_norm, linear, subset
-from .mask2former import attention_mask, decoder_layer, predict, sine_embedding
+from .checks import check_arrays, shown
+from .layers import as_weights, layer_norm, linear, subset
+from .mask2former import _check_inputs, attention_mask, decoder_layer, predict, sine_embedding
 from .soft_clusters import decode_clusters, soft_assignment
 
 
@@ -29,7 +28,8 @@ def forward(stages, token_sets, grid_size, weights, config, largest=None):
     -------
     predictions : list of (class logits (q, classes + 1), mask logits (q, h, w))
     """
-    weights = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
+    _check_inputs(token_sets, grid_size, config)
+    weights = as_weights(weights)
     assignments = [
         soft_assignment(positions, features, s.merged_positions, s.merged_features, subset(weights, f"assignments.{i}"))
         for i, (s, (positions, features)) in enumerate(zip(stages[:-1], token_sets[:-1], strict=True))
@@ -51,6 +51,10 @@ def forward(stages, token_sets, grid_size, weights, config, largest=None):
 
 def climb(masks, assignments):
     """Lift mask logits (q, n_last) through the assignments of all merges, the last merge first: -> (q, h w)."""
+    check_arrays(masks=(masks, "real", "q n"))
+    pairs = assignments if isinstance(assignments, tuple | list) else [None]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise TypeError(f"assignments must be a list of pairs of arrays, not {shown(type(assignments).__name__)}")
     values = masks.T
     for candidates, assignment in reversed(assignments):
         values = decode_clusters(values, candidates, assignment)

@@ -7,13 +7,41 @@
 import numpy as np
 from scipy.special import erf
 
+from .checks import shown
+
 EPSILON = 1e-5  # of every layer norm and of the batch norm
+
+
+class Weights(dict):
+    """Arrays by name; asking for one that is not there is a ValueError that names it."""
+
+    def __missing__(self, name):
+        raise ValueError(f"weights lack {shown(name)}; there are {shown(list(self))}")
+
+
+def as_weights(weights):
+    """Return a dict of names to arrays as Weights in float64.
+
+    Raises
+    ------
+    TypeError
+        Not a dict of strings to arrays of numbers.
+    """
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        raise TypeError(f"weights must be a dict of names to arrays, not {shown(type(weights).__name__)}")
+    found = Weights()
+    for name, value in weights.items():
+        try:
+            found[name] = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"weights must hold arrays of numbers; {name} is {shown(value)}") from None
+    return found
 
 
 def subset(weights, prefix):
     """Return the entries of ``weights`` whose names start with ``prefix.``, with that start removed."""
     start = prefix + "."
-    return {name[len(start) :]: value for name, value in weights.items() if name.startswith(start)}
+    return Weights({name[len(start) :]: value for name, value in weights.items() if name.startswith(start)})
 
 
 def linear(x, weights):

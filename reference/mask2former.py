@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from .checks import check_arrays, check_choice, check_whole, is_whole, shown
+from .checks import check_arrays, check_choice, check_indices, check_sides, check_whole, is_whole, shown
 from .deformable import LOOKUPS, deformable_attention, lookup_table
 from .interpolation import shepard
-from .layers import layer_norm, linear, multihead_attention, relu, subset
+from .layers import as_weights, layer_norm, linear, multihead_attention, relu, subset
 from .pointconv import pointconv
 
 SINE_MAXIMA = ("image", "batch")
@@ -69,6 +69,7 @@ def sine_embedding(positions, channels, largest=None):
     if channels % 4:
         raise ValueError(f"channels must be a multiple of 4, not {channels}")
     largest = positions.max(axis=0) if largest is None else largest
+    check_arrays(largest=(largest, "real or whole", "2"))
     angle = positions / (largest + 1e-6) * 2 * np.pi
     divisor = 10000.0 ** (2 * np.arange(channels // 4) / (channels // 2))
     parts = angle[:, :, None] / divisor  # (n, 2, D/4)
@@ -215,6 +216,21 @@ def query_decoder(mask_features, levels, level_positions, grid_size, weights, co
     return predictions
 
 
+def _check_inputs(token_sets, grid_size, config):
+    """Refuse what is no list of four (positions, features) on a grid, or no HeadConfig."""
+    check_sides("grid_size", grid_size)
+    if not isinstance(config, HeadConfig):
+        raise TypeError(f"config must be a HeadConfig, not {shown(type(config).__name__)}")
+    pairs = token_sets if isinstance(token_sets, tuple | list) and len(token_sets) == 4 else [None]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise TypeError(f"token_sets must be four pairs of arrays, not {shown(type(token_sets).__name__)}")
+    for i, (positions, features) in enumerate(pairs):
+        name = f"positions of token set {i}"
+        check_arrays(**{name: (positions, "whole", "n+ 2"), f"features of token set {i}": (features, "real", "n C")})
+        for axis, side in enumerate(grid_size[::-1]):
+            check_indices(name, positions[:, axis], side)
+
+
 def forward(token_sets, grid_size, weights, config, largest=None):
     """Segment one image from the backbone's four token sets; see ``pixel_decoder`` and ``query_decoder``.
 
@@ -224,7 +240,8 @@ def forward(token_sets, grid_size, weights, config, largest=None):
     mask_features, levels
         As ``pixel_decoder`` returns them.
     """
-    weights = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
+    _check_inputs(token_sets, grid_size, config)
+    weights = as_weights(weights)
     part = subset(weights, "pixel_decoder")
     mask_features, levels = pixel_decoder(token_sets, grid_size, part, config, largest)
     positions = [p for p, _ in token_sets[:0:-1]]

@@ -6,7 +6,7 @@ Masks are compared at sampled points only. All logits are in natural units; targ
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .checks import check_arrays, check_indices
+from .checks import check_arrays, check_indices, check_number
 from .layers import log_softmax, sigmoid, softplus
 
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0
@@ -15,7 +15,7 @@ NO_OBJECT_WEIGHT = 0.1
 
 def sample_points(maps, points):
     """Read maps (m, h, w) at points (p, 2), (x, y) in [0, 1]: bilinear, zero outside -> (m, p)."""
-    check_arrays(maps=(maps, "real", "m h w"), points=(points, "real", "p 2"))
+    check_arrays(maps=(maps, "real", "m h+ w+"), points=(points, "real", "p 2"))
     h, w = maps.shape[1:]
     x, y = points[:, 0] * w - 0.5, points[:, 1] * h - 0.5
     x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
@@ -46,7 +46,7 @@ def matching_costs(class_logits, mask_logits, labels, targets):
         2 (-probability of the class) + 5 (mean cross-entropy) + 5 (1 - dice).
     """
     check_arrays(
-        class_logits=(class_logits, "real", "q classes"), mask_logits=(mask_logits, "real", "q p"),
+        class_logits=(class_logits, "real", "q classes"), mask_logits=(mask_logits, "real", "q p+"),
         labels=(labels, "whole", "g"), targets=(targets, "real", "g p"),
     )  # fmt: skip
     check_indices("labels", labels, class_logits.shape[-1])
@@ -62,7 +62,10 @@ def matching_costs(class_logits, mask_logits, labels, targets):
 def match(costs):
     """Pair queries with objects at the least total cost (Hungarian method): (q, g) -> queries (r,), objects (r,)."""
     check_arrays(costs=(costs, "real or whole", "q g"))
-    return linear_sum_assignment(costs)
+    try:
+        return linear_sum_assignment(costs)
+    except ValueError as error:
+        raise ValueError(f"costs must be numbers that leave a way to pair: {error}") from None
 
 
 def class_loss(class_logits, queries, labels):
@@ -70,6 +73,11 @@ def class_loss(class_logits, queries, labels):
 
     class_logits (q, classes + 1); ``queries`` (r,) are paired with ``labels`` (r,). Weighted mean over the queries.
     """
+    check_arrays(
+        class_logits=(class_logits, "real", "q classes"), queries=(queries, "whole", "r"), labels=(labels, "whole", "r")
+    )  # fmt: skip
+    check_indices("queries", queries, len(class_logits))
+    check_indices("labels", labels, class_logits.shape[1])
     target = np.full(len(class_logits), class_logits.shape[1] - 1)
     target[queries] = labels
     weight = np.where(target == class_logits.shape[1] - 1, NO_OBJECT_WEIGHT, 1.0)
@@ -82,6 +90,8 @@ def mask_losses(mask_logits, targets, objects):
 
     mask_logits and targets (r, p) at the sampled points.
     """
+    check_arrays(mask_logits=(mask_logits, "real", "r p"), targets=(targets, "real", "r p"))
+    check_number("objects", objects)
     entropy = (softplus(mask_logits) - mask_logits * targets).mean(axis=1)
     prob = sigmoid(mask_logits)
     dice = 1 - (2 * (prob * targets).sum(axis=1) + 1) / (prob.sum(axis=1) + targets.sum(axis=1) + 1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from .checks import check_arrays, check_span, check_whole
+from .checks import check_arrays, check_indices, check_span, check_whole
 from .clustering import balanced_clusters, check_cluster_size, cluster_sums
 from .position import relative_position
 
@@ -23,6 +23,8 @@ def scaled_distances(positions, sums, counts):
 
     |p - S/c|^2 L^2 = |c p - S|^2 (L/c)^2 is an integer, so distances compare exactly: (n, 2), (k, 2), (k,) -> (n, k).
     """
+    check_arrays(positions=(positions, "whole", "n 2"), sums=(sums, "whole", "k 2"), counts=(counts, "whole", "k"))
+    check_indices("counts", counts, 2**31, 1)
     scale = np.lcm.reduce(counts) // counts  # L / c
     gap = (positions[:, None] * counts[:, None] - sums) * scale[:, None]  # (n, k, 2)
     return (gap**2).sum(axis=-1)
@@ -44,7 +46,6 @@ def nearest_clusters(positions, sums, counts, nearest):
     (n, R) int64 array
         Cluster numbers, nearest first; of two at the same distance the lower number comes first.
     """
-    check_arrays(positions=(positions, "whole", "n 2"), sums=(sums, "whole", "k 2"), counts=(counts, "whole", "k"))
     check_whole("nearest", nearest, 1)
     distances = scaled_distances(positions, sums, counts)
     return np.argsort(distances, axis=1, kind="stable")[:, :nearest]
@@ -56,6 +57,8 @@ def nearest_clusters_kdtree(positions, sums, counts, nearest):
     The tree works with rounded centres and breaks ties by chance, so it only names candidates: all centres up to a hair
     beyond the R-th. Exact integer distances then order those.
     """
+    check_arrays(positions=(positions, "whole", "n 2"), sums=(sums, "whole", "k 2"), counts=(counts, "whole", "k"))
+    check_whole("nearest", nearest, 1)
     nearest = min(nearest, len(counts))
     tree = cKDTree(sums / counts[:, None])
     radius = tree.query(positions, k=[nearest])[0][:, 0]

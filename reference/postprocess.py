@@ -20,7 +20,7 @@ class Segment:
 
 def resize_bilinear(maps, size):
     """Resize maps (q, h, w) to size (H, W): bilinear between pixel centres, edges held."""
-    check_arrays(maps=(maps, "real", "q h w"))
+    check_arrays(maps=(maps, "real", "q h+ w+"))
     check_sides("size", size)
     for axis, length in zip((1, 2), size, strict=True):
         have = maps.shape[axis]
@@ -37,7 +37,7 @@ def semantic(class_logits, mask_logits):
 
     Each query votes for its classes where its mask is; the arg max over the first axis is the label map.
     """
-    check_arrays(class_logits=(class_logits, "real", "q classes"), mask_logits=(mask_logits, "real", "q h w"))
+    check_arrays(class_logits=(class_logits, "real", "q classes+"), mask_logits=(mask_logits, "real", "q h w"))
     prob = np.exp(log_softmax(class_logits))[:, :-1]
     return np.einsum("qc,qhw->chw", prob, sigmoid(mask_logits))
 
@@ -59,7 +59,7 @@ def instances(class_logits, mask_logits, top=100):
     labels : (r,) int array
     masks : (r, H, W) bool array
     """
-    check_arrays(class_logits=(class_logits, "real", "q classes"), mask_logits=(mask_logits, "real", "q h w"))
+    check_arrays(class_logits=(class_logits, "real", "q classes+"), mask_logits=(mask_logits, "real", "q h w"))
     check_whole("top", top, 1)
     prob = np.exp(log_softmax(class_logits))[:, :-1]
     best = np.argsort(-prob.ravel(), kind="stable")[:top]
@@ -89,7 +89,7 @@ def panoptic(class_logits, mask_logits, things, object_threshold=0.8, overlap_th
         Segment numbers, 0 where there is none.
     segments : list of Segment
     """
-    check_arrays(class_logits=(class_logits, "real", "q classes"), mask_logits=(mask_logits, "real", "q h w"))
+    check_arrays(class_logits=(class_logits, "real", "q classes+"), mask_logits=(mask_logits, "real", "q h w"))
     check_number("object_threshold", object_threshold)
     check_number("overlap_threshold", overlap_threshold)
     if not isinstance(things, set | frozenset | list | tuple | range) or not all(map(is_whole, things)):
