@@ -3,8 +3,8 @@
 //
 // A row is one query and head; it reads P locations, each from k tokens: given ones, or those that a table has for the
 // cell that the location rounds to. With tables the queries are the tokens themselves: locations are given as offsets
-// from the query's own position, attention as logits. Rows are taken in blocks. A block first computes the weights of all
-// its locations, with a vector's lanes standing for locations; then sums the values of each row, lanes standing for
+// from the query's own position, attention as logits. Rows are taken in blocks. A block first computes the weights of
+// all its locations, with a vector's lanes standing for locations; then sums the values of each row, lanes standing for
 // channels.
 #include "vector_math.h"
 
@@ -134,7 +134,7 @@ struct Block {
         }
     }
 
-    // By the cells that the locations round to, half to even and clamped to the grid.
+    // By the cells that the locations round to, half to even and clamped to the grid; what is read is prefetched.
     void look_up() {
         typedef Integers<T> I;
         for (int64_t s = 0; s < size; s += LANES<T>) {
@@ -147,11 +147,17 @@ struct Block {
         const int64_t of_image = p.height * p.width * TABLE_TOKENS, points = p.points / p.levels;
         for (int64_t row = 0, s = 0; row < count; row++) {
             const int64_t image = p.image_of(first + row);
-            const T* positions = p.positions + image * p.position_stride;
+            const T *positions = p.positions + image * p.position_stride, *values = p.values_of(first + row);
             for (int64_t level = 0; level < p.levels; level++) {
                 const int32_t* table = p.tables + (level * p.batch + image) * of_image;
-                for (int64_t end = s + points; s < end; s++)
-                    load_tokens(s, TABLE_TOKENS, table + cells[s] * TABLE_TOKENS, positions);
+                for (int64_t end = s + points; s < end; s++) {
+                    const int32_t* found = table + cells[s] * TABLE_TOKENS;
+                    if (s + p.points < used) __builtin_prefetch(table + cells[s + p.points] * TABLE_TOKENS);
+                    load_tokens(s, TABLE_TOKENS, found, positions);
+                    for (int64_t j = 0; j < TABLE_TOKENS; j++)
+                        for (int64_t c = 0; c < p.d; c += 64 / sizeof(T))
+                            __builtin_prefetch(values + std::max<int64_t>(found[j], 0) * p.heads * p.d + c);
+                }
             }
         }
     }
