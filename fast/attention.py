@@ -5,6 +5,7 @@ from torch import nn
 
 from .ops import apply_linear, neighborhood_attention
 from .ops.attention.plain import local_attention
+from .ops.indexing import tokenwise
 from .position import PositionLinear
 
 __all__ = ["Attention", "AttentionBlock", "DropPath", "local_attention"]
@@ -60,7 +61,7 @@ class AttentionBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attention = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
-        hidden = int(dim * mlp_ratio)
+        hidden = self.hidden = int(dim * mlp_ratio)
         self.mlp = nn.Sequential()
         self.mlp.add_module("fc1", nn.Linear(dim, hidden))
         self.mlp.add_module("gelu", nn.GELU())
@@ -73,12 +74,16 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x, geometry):
         """x (B, n, C), StageGeometry -> (B, n, C)."""
-        mlp = self.mlp
-        if self.scale1 is None and (self.drop_path.probability == 0 or not self.training):
+        modules = self.norm2, self.mlp, *self.mlp
+        if self.scale1 is None and not (self.training and self.drop_path.probability):
             x = self.attention(self.norm1(x), geometry, add=x)
-            return apply_linear(mlp.fc2, apply_linear(mlp.fc1, self.norm2(x), mlp.gelu), add=x)
+            return tokenwise(lambda part: self._feed_forward(part, add=part), x, self.hidden, modules)
         x = x + self._weigh(self.scale1, self.attention(self.norm1(x), geometry))
-        return x + self._weigh(self.scale2, apply_linear(mlp.fc2, apply_linear(mlp.fc1, self.norm2(x), mlp.gelu)))
+        return x + self._weigh(self.scale2, tokenwise(self._feed_forward, x, self.hidden, modules))
+
+    def _feed_forward(self, x, add=None):
+        mlp = self.mlp
+        return apply_linear(mlp.fc2, apply_linear(mlp.fc1, self.norm2(x), mlp.gelu), add=add)
 
     def _weigh(self, scale, update):
         update = self.drop_path(update)

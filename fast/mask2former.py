@@ -12,7 +12,7 @@ from .checks import check_arrays, check_choice, check_whole, is_whole, shown
 from .deformable import LOOKUPS, DeformableAttention, lookup_tables
 from .interpolation import shepard
 from .ops import apply_linear, apply_multihead, inner_products
-from .ops.indexing import autocast_device, gather_rows
+from .ops.indexing import autocast_device, gather_rows, tokenwise
 from .pointconv import PointConv
 from .segmenter import Segmenter, output
 
@@ -84,16 +84,19 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        dim = config.hidden_dim
+        dim, self.hidden = config.hidden_dim, config.encoder_ffn
         self.attention = DeformableAttention(dim, config.heads, LEVELS, config.points, config.lookup)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.fc1, self.fc2 = nn.Linear(dim, config.encoder_ffn), nn.Linear(config.encoder_ffn, dim)
 
     def forward(self, source, code, positions, level_sizes, grid_size, tables):
         """source and code (B, n, D), positions (B, n, 2) of all levels -> (B, n, D)."""
-        source = self.norm1(
-            self.attention(source + code, positions, source, level_sizes, grid_size, tables, add=source)
-        )
+        query, modules = source + code, (self.norm1, self.fc1, self.fc2, self.norm2)
+        summed = self.attention(query, positions, source, level_sizes, grid_size, tables, add=source)
+        return tokenwise(self._feed_forward, summed, self.hidden, modules)
+
+    def _feed_forward(self, summed):
+        source = self.norm1(summed)
         return self.norm2(apply_linear(self.fc2, apply_linear(self.fc1, source, torch.relu), add=source))
 
 

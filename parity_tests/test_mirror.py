@@ -66,6 +66,7 @@ EXTRA = {  # what fast may take beside; add: of the residual sum
         "pixel_values",
         "mask_labels",
         "class_labels",
+        "add",
     ),
 }
 SHARED_VALUES = {

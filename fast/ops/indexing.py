@@ -3,6 +3,39 @@
 import torch
 from torch.utils.checkpoint import checkpoint
 
+AT_ONCE = 2**22  # numbers that ``tokenwise`` has at a time
+
+
+def tokenwise(function, x, channels, modules=()):
+    """Apply to x (B, n, ...) a function that treats every token for itself: -> (B, n, ...).
+
+    On a CPU, without gradients, and where nobody watches the ``modules`` by hooks, many tokens are taken piece by
+    piece: what lies between input and result, up to ``channels`` numbers a token, stays in the cache.
+    """
+    batch, n = x.shape[:2]
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch.is_grad_enabled()
+        or x.device.type != "cpu"
+        or batch * n * channels < 2 * AT_ONCE
+        or any(map(has_hooks, modules))
+    ):
+        return function(x)
+    out, size = None, max(1, AT_ONCE // (batch * channels))
+    for start in range(0, n, size):
+        part = function(x[:, start : start + size])
+        out = part.new_empty(batch, n, *part.shape[2:]) if out is None else out
+        out[:, start : start + size] = part
+    return out
+
+
+def has_hooks(module):
+    """Whether somebody wants to see or to change what goes through a module."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
 
 def gather_rows(x, index, batch_axis=0):
     """Pick rows of x (..., B, n, ...) by index (B, ...): -> (..., *index.shape, ...).

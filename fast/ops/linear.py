@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from . import dispatch
+from .indexing import has_hooks
 
 LEAST = 2**20  # multiply-adds from which on oneDNN pays: below, starting it takes longer
 LEAST_SIDE = 32  # of a weight, from which on its gradient is oneDNN's, too
@@ -73,13 +74,6 @@ def _by_pytorch(x, weight, out):
         or x.numel() * out < LEAST
         or torch.is_autocast_enabled("cpu")
         or dispatch.path("linear", x.device) == "plain"
-    )
-
-
-def has_hooks(module):
-    """Whether somebody wants to see or to change what goes through a module."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 

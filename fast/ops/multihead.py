@@ -3,7 +3,8 @@
 from torch import nn
 from torch.nn import functional
 
-from .linear import has_hooks, linear
+from .indexing import has_hooks
+from .linear import linear
 
 
 def apply_multihead(module, query, key, value, attn_mask=None):

@@ -6,7 +6,7 @@ import torch
 import fast
 from benchmarks.models import captured
 from fast.neighborhoods import stage_geometry
-from fast.ops import dispatch, neighborhood_attention
+from fast.ops import dispatch, indexing, neighborhood_attention
 from fast.ops.nearest import cuda as nearest_cuda
 from parity_tests.cases import case_named
 from parity_tests.heads import SMALL_HEAD
@@ -182,3 +182,19 @@ def test_more_places_than_an_index_holds_are_refused():
     far = torch.tensor([[[0, 0], [2**40, 2**40], [5, 5], [9, 1]]])
     with pytest.raises(ValueError, match="^grid_size must be at least 1 x 1, of at most"):
         stage_geometry(far, 2, 2, (2**41, 2**41))
+
+
+def test_many_tokens_taken_piece_by_piece_give_the_same_and_hooks_see_all(monkeypatch):
+    torch.manual_seed(0)
+    images, block, seen = torch.randn(2, 3, 64, 96), fast.attention.AttentionBlock, []
+    model, feed = fast.create_segmenter("aff_nano", num_classes=3, num_queries=5).eval(), block._feed_forward
+    with torch.no_grad():
+        whole = model(images).masks_queries_logits
+        monkeypatch.setattr(block, "_feed_forward", lambda *a, **o: seen.append(a[1].shape[1]) or feed(*a, **o))
+        monkeypatch.setattr(indexing, "AT_ONCE", 10000)
+        torch.testing.assert_close(model(images).masks_queries_logits, whole, rtol=1e-4, atol=1e-4)
+        assert seen[0] < sum(seen[:2]) < 16 * 24  # pieces of the first stage's tokens
+        seen.clear()
+        model.backbone.stages[0].blocks[0].mlp.fc1.register_forward_hook(lambda *_: None)
+        model(images)
+    assert seen[0] == 16 * 24
