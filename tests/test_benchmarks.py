@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fast.backbone
-from benchmarks import cases, measure, models, plot, results, run, table
+from benchmarks import busy, cases, measure, models, plot, results, run, table
 from benchmarks.cases import BACKWARD, SWIN, SWIN_MINI, SWIN_SEGMENTER, Case, Comparison
 from benchmarks.clock import seconds
 from fast.ops import dispatch
@@ -296,3 +296,33 @@ def test_a_file_of_other_columns_is_refused(tmp_path):
 def test_numbers_are_written_to_three_digits_without_an_exponent():
     assert [table.number(x) for x in (0.12345, 12345.6, "1.5", "")] == ["0.123", "12,300", "1.5", ""]
     assert math.isclose(float(results.as_text(1234.56)), 1235)
+
+
+def test_slow_downs_are_told_of_ours_and_of_swin_beside_busy_processes(monkeypatch, capsys):
+    """Ours takes 0.2 s and three times as long beside two busy processes, Swin 0.5 s and twice as long."""
+    running = []
+
+    class Process:
+        def __init__(self, command):
+            running.append(self)
+
+        def kill(self):
+            running.remove(self)
+
+        def wait(self):
+            assert self not in running
+
+    def seconds(case, device):
+        ours = case.what == "aff_mini"
+        return (0.2 if ours else 0.5) * ((3 if ours else 2) if len(running) == 2 else 1)
+
+    monkeypatch.setattr(busy.subprocess, "Popen", Process)
+    monkeypatch.setattr(busy.measure, "prepare", lambda case, device: lambda: case)
+    monkeypatch.setattr(busy.measure, "seconds", lambda call, device: seconds(call(), device))
+    monkeypatch.setattr(run, "check_parity", lambda tests: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "100")
+    busy.main(["--only", "aff_mini, forward"])
+    out = capsys.readouterr().out
+    assert "waiting policy: GOMP_SPINCOUNT=100" in out and not running
+    assert out.splitlines()[-1].endswith("| 200 | 600 | 3.00 x | 2.00 x |")
