@@ -1,10 +1,15 @@
-"""Live pictures for notebook 15: sliders beside a picture that answers to clicks. They need a running kernel."""
+"""Live pictures for notebook 15: sliders beside a picture that answers to clicks. They need a running kernel.
 
+JupyterLab delivers the changes of widgets in a thread of their own, where PyTorch records gradients unless told not to.
+"""
+
+import html
 from base64 import b64encode
 from io import BytesIO
 
 import anywidget
 import matplotlib.pyplot as plt
+import torch
 import traitlets
 from ipywidgets import HTML, VBox
 
@@ -47,8 +52,8 @@ def live(draw, place=(0.5, 0.5), **sliders):
     Parameters
     ----------
     draw : callable
-        draw(place, **values) -> Figure; ``place`` is the last click as in ``ClickablePicture``. A ValueError's message
-        is shown in place of a new picture.
+        draw(place, **values) -> Figure, without gradients; ``place`` is the last click as in ``ClickablePicture``. An
+        error's message is shown, and the last picture stays: nobody would see a traceback from that thread.
     place : (x, y)
         The first one.
     **sliders : ipywidgets
@@ -61,11 +66,15 @@ def live(draw, place=(0.5, 0.5), **sliders):
     picture, message = ClickablePicture(place=list(place)), HTML()
 
     def redraw(_=None):
+        values = {name: slider.value for name, slider in sliders.items()}
         try:
-            picture.png = as_base64(draw(picture.place, **{name: slider.value for name, slider in sliders.items()}))
+            with torch.no_grad():
+                picture.png = as_base64(draw(picture.place, **values))
             message.value = ""
         except ValueError as error:
-            message.value = str(error)
+            message.value = html.escape(str(error))
+        except Exception as error:
+            message.value = html.escape(f"{type(error).__name__}: {error}")
 
     for widget, name in (*((slider, "value") for slider in sliders.values()), (picture, "place")):
         widget.observe(redraw, name)
