@@ -60,7 +60,7 @@ def page(cpu, gpu):
         parts.append(PICTURE)
     for rows, kind, title in ((cpu, "cpu", "CPU"), (gpu, "cuda", "GPU")):
         if rows:
-            parts += [f"### {title}", said_of(rows), wished(rows, kind), EXPLAINED, *tables(rows)]
+            parts += [f"## {title}", said_of(rows), wished(rows, kind), EXPLAINED, *tables(rows)]
         else:
             parts.append(f"No {title} figure has been measured yet.")
     return "\n\n".join(parts)

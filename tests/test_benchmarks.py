@@ -243,7 +243,7 @@ def test_readme_block_is_replaced_and_nothing_else(bench, dictated, tmp_path):
     done = table.replace_block(text, block)
     assert done == f"before\n{table.BEGIN}\n{block}\n{table.END}\nafter\n" and table.replace_block(done, block) == done
     assert "| AFF-Tiny, forward, 224 x 224, batch 4 | 1,000 (1,000 to 1,000) | 2 (2 to 2) |" in block
-    assert "No GPU figure has been measured yet." in block and "### GPU" in table.page([], rows)
+    assert "No GPU figure has been measured yet." in block and "## GPU" in table.page([], rows)
     for broken in ("no markers", table.END + table.BEGIN, text + text):
         with pytest.raises(UserError, match="the README needs one line"):
             table.replace_block(broken, block)
