@@ -1,6 +1,6 @@
 """AutoFocusFormer in PyTorch: the twin of ``reference``, batched, differentiable, on any device.
 
-It needs torch and numpy alone, and can be copied into another project as it is.
+It needs torch and numpy alone, and can be copied into another project as it is:
 
     model = fast.create_model("aff_mini", num_classes=10)
     logits = model(images)                                          # (B, 3, H, W) -> (B, 10)

@@ -163,7 +163,7 @@ class AutoFocusFormer(ModelInterface):
     ----------
     config : Config
     features_only : bool
-        If true there is no classifier, and ``forward`` returns a list of four ``TokenSet``s: the tokens of each stage
+        If true there is no classifier, and ``forward`` returns a list of four ``TokenSet``: the tokens of each stage
         before its merge, each through a layer norm of its own.
     global_pool : {"avg", ""}
         How the classifier pools the tokens: their mean, or not at all.

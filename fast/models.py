@@ -84,7 +84,7 @@ def create_model(
     name : str
         One of ``list_models()``; may be left out with ``pretrained``.
     features_only : bool
-        No classifier; ``forward`` returns the four stages' ``TokenSet``s.
+        No classifier; ``forward`` returns the four stages' ``TokenSet``.
     pretrained : str or True, optional
         A classifier of ``list_pretrained()``, for a feature extractor also a segmenter; True: the only one there is for
         the model. With another num_classes the classifier has fresh weights, as norms of a feature extractor have that

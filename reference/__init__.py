@@ -10,7 +10,7 @@ on any device, and ``parity_tests`` hold the two together. Read the files in the
 
 Source: C. Ziwen et al., "AutoFocusFormer: Image Segmentation off the Grid", CVPR 2023.
 
-Glossary (symbol, meaning, unit, section of the paper)
+Glossary (symbol, meaning, unit, section of the paper):
 
     B          images in a batch (the reference takes one image at a time)
     H, W       height and width of the image, pixels

@@ -38,7 +38,7 @@ def has_hooks(module):
 
 
 def gather_rows(x, index, batch_axis=0):
-    """Pick rows of x (..., B, n, ...) by index (B, ...): -> (..., *index.shape, ...).
+    """Return rows of x (..., B, n, ...) by index (B, ...): -> (..., B, ..., ...), the index's axes in place of n.
 
     ``batch_axis`` is where x has its batch; the axis after it is picked from.
     """

@@ -51,7 +51,7 @@ def report(run: Run, log: Log, pace: Pace, loss: float, norm: float, rate: float
 
 
 def describe_scores(task: Task, values: dict, best: float) -> str:
-    """Return an evaluation (the averaged weights' numbers start with ema_) and the best score in words."""
+    """Return an evaluation (the averaged weights' numbers start with ``ema_``) and the best score in words."""
     shown = ", ".join(
         f"{prefix}{name} {task.percent * values[prefix + name]:.2f} %"
         for prefix in ("", "ema_")

@@ -20,7 +20,7 @@ from .targets import segment_map
 
 
 class PanopticEvaluator(Evaluator):
-    """Evaluate panoptic results: PQ, SQ, RQ, each also as *_things and *_stuff; PQ, SQ and RQ of each class.
+    """Evaluate panoptic results: PQ, SQ, RQ, each also as ``*_things`` and ``*_stuff``; PQ, SQ and RQ of each class.
 
     Parameters
     ----------
