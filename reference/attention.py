@@ -67,6 +67,8 @@ def attention(x, geometry, weights, heads):
 def attention_block(x, geometry, weights, heads):
     """One transformer block: x + attention(norm x), then x + MLP(norm x), each scaled where the weights hold a scale.
 
+    Sec. 3.2.
+
     x (n, C) -> (n, C); ``geometry`` is the stage's ``StageGeometry``.
     """
     update = attention(layer_norm(x, subset(weights, "norm1")), geometry, subset(weights, "attention"), heads)

@@ -77,7 +77,10 @@ class Config:
 
 @dataclass(frozen=True)
 class StageTokens:
-    """What one stage did; tokens in raster order. The fields of the merge are None in the last stage."""
+    """What one stage did; tokens in raster order. The fields of the merge are None in the last stage.
+
+    Sec. 3, Fig. 2.
+    """
 
     positions: np.ndarray  # (n, 2) int64
     features: np.ndarray  # (n, C): after the last block, before any norm
@@ -90,7 +93,10 @@ class StageTokens:
 
 
 def forward_stage(config, weights, index, positions, features, grid_size, keep):
-    """Run stage ``index`` (from 0): cluster, attend and, unless ``keep`` is None, choose K = ``keep`` tokens, merge."""
+    """Run stage ``index`` (from 0): cluster, attend and, unless ``keep`` is None, choose K = ``keep`` tokens, merge.
+
+    Sec. 3, Fig. 2.
+    """
     geometry = stage_geometry(positions, config.cluster_size, config.neighborhood[index], grid_size, config.curve)
     for block in range(config.depths[index]):
         features = attention_block(features, geometry, subset(weights, f"blocks.{block}"), config.heads[index])
@@ -105,7 +111,7 @@ def forward_stage(config, weights, index, positions, features, grid_size, keep):
 
 
 def forward_features(config, weights, image):
-    """Run all stages on one image.
+    """Run all stages on one image (sec. 3, Fig. 2).
 
     Parameters
     ----------
@@ -141,14 +147,17 @@ def forward_features(config, weights, image):
 
 
 def forward_head(weights, features):
-    """Classify: layer norm, mean over the tokens, linear; features (n, C) -> logits (num_classes,), float64."""
+    """Classify: layer norm, mean over the tokens, linear; features (n, C) -> logits (num_classes,), float64.
+
+    Sec. 3, Table 1.
+    """
     weights = as_weights(weights)
     check_arrays(features=(features, "real", "n+ C"))
     return linear(layer_norm(features, subset(weights, "norm")).mean(axis=0), subset(weights, "head"))
 
 
 def forward(config, weights, image):
-    """Classify one image: see ``forward_features`` for the arguments.
+    """Classify one image: see ``forward_features`` for the arguments (sec. 3, Table 1).
 
     Returns
     -------
@@ -161,6 +170,8 @@ def forward(config, weights, image):
 
 def token_sets(weights, stages):
     """Return each stage's tokens after a layer norm of their own (``norms.<i>``), as a segmentation head reads them.
+
+    Sec. 4.1.
 
     stages as ``forward_features`` returns them -> list of (positions (n, 2), features (n, C)): res2, res3, res4, res5.
     """

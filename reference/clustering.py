@@ -52,7 +52,10 @@ def check_positions(positions, grid_size):
 
 
 def patch_grid(n, cluster_size, grid_size):
-    """Return (nh, nw), the patches down and across: square-ish, about one for each of the ceil(n / m) clusters."""
+    """Return (nh, nw), the patches down and across: square-ish, about one for each of the ceil(n / m) clusters.
+
+    Sec. 3.1.1.
+    """
     check_whole("n", n, 1)
     check_cluster_size(cluster_size)
     check_sides("grid_size", grid_size, FARTHEST**2)
@@ -147,7 +150,10 @@ def balanced_clusters(positions, cluster_size, grid_size, curve="scanline"):
 
 
 def cluster_sums(positions, order, cluster_size):
-    """Return S (k, 2) and c (k,), int64: each cluster's sum of positions and count. Its centre is S / c."""
+    """Return S (k, 2) and c (k,), int64: each cluster's sum of positions and count. Its centre is S / c.
+
+    Sec. 3.1.2.
+    """
     check_arrays(positions=(positions, "whole", "n 2"), order=(order, "whole", "n"))
     check_indices("order", order, len(positions))
     check_cluster_size(cluster_size)

@@ -19,7 +19,7 @@ CURVES = ("scanline", "hilbert", "peano", "morton")
 
 
 def curve_ranks(nh, nw, curve="scanline"):
-    """Rank every patch along a curve that starts at the top left.
+    """Rank every patch along a curve that starts at the top left (sec. 3.1.1, ref. 24).
 
     Parameters
     ----------

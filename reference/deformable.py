@@ -17,12 +17,17 @@ LOOKUPS = ("rounded", "exact")
 
 
 def lookup_table(positions, grid_size):
-    """Return the nearest 4 tokens of every cell of the grid: positions (n, 2) -> (h w, 4) int64, raster order."""
+    """Return the nearest 4 tokens of every cell of the grid: positions (n, 2) -> (h w, 4) int64, raster order.
+
+    Sec. 4.1.
+    """
     return nearest_tokens(grid_positions(grid_size), positions, NEAREST)
 
 
 def nearest_by_table(sampling_locations, table, grid_size):
     """Look up the nearest tokens of real-valued locations (..., 2) at the cell they round to: -> (..., 4) int64.
+
+    Sec. 4.1.
 
     Rounded half to even and clamped to the grid.
     """
@@ -36,14 +41,17 @@ def nearest_by_table(sampling_locations, table, grid_size):
 
 
 def nearest_exact(sampling_locations, positions):
-    """Find the tokens that really are nearest to each location: (..., 2), (n, 2) -> (..., 4), ties in raster order."""
+    """Find the tokens that really are nearest to each location: (..., 2), (n, 2) -> (..., 4), ties in raster order.
+
+    Sec. 4.1.
+    """
     check_arrays(sampling_locations=(sampling_locations, "real or whole", "... 2"))
     found = nearest_tokens(sampling_locations.reshape(-1, 2), positions, NEAREST)
     return found.reshape(*sampling_locations.shape[:-1], found.shape[-1])
 
 
 def deformable_attention(query, positions, source, level_sizes, grid_size, weights, heads, points, lookup="rounded"):
-    """Attend to sampled locations of all levels.
+    """Attend to sampled locations of all levels (sec. 4.1; Deformable DETR, eq. 3).
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ METRICS = ("l2", "l1")
 
 
 def local_stride(positions, metric="l2"):
-    """Round the distance to the nearest other token up to a power of two.
+    """Round the distance to the nearest other token up to a power of two (sec. 3.3.2).
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def local_stride(positions, metric="l2"):
 
 
 def local_stride_kdtree(positions, metric="l2"):
-    """Compute the same as ``local_stride`` through SciPy's k-d tree: the check on it."""
+    """Compute the same as ``local_stride`` through SciPy's k-d tree: the check on it (sec. 3.3.2)."""
     check_arrays(positions=(positions, "whole", "n+ 2"))
     check_choice("metric", metric, METRICS)
     if len(positions) == 1:
@@ -56,14 +56,17 @@ def _power_of_two(squared_distance):
 
 
 def grid_prior(positions, stride):
-    """Return g (n,) float64: 1 where both coordinates are multiples of twice the local stride, else 0."""
+    """Return g (n,) float64: 1 where both coordinates are multiples of twice the local stride, else 0 (sec. 3.3.2)."""
     check_arrays(positions=(positions, "whole", "n 2"), stride=(stride, "whole", "n"))
     check_indices("stride", stride, 2**62, 1)
     return (positions % (2 * stride[:, None]) == 0).all(axis=1).astype(np.float64)
 
 
 def reserved_tokens(positions, stage):
-    """Return (n,) bool: the tokens on the grid of spacing 2^(stage + 1), which the merge of stage 1, 2 or 3 keeps."""
+    """Return (n,) bool: the tokens on the grid of spacing 2^(stage + 1), which the merge of stage 1, 2 or 3 keeps.
+
+    Sec. 3.3.2.
+    """
     check_arrays(positions=(positions, "whole", "n 2"))
     check_whole("stage", stage, 1, 16)
     return (positions % 2 ** (stage + 1) == 0).all(axis=1)

@@ -10,7 +10,7 @@ from .soft_clusters import decode_clusters, soft_assignment
 
 
 def forward(stages, token_sets, grid_size, weights, config, largest=None):
-    """Segment one image from what the backbone's four stages did.
+    """Segment one image from what the backbone's four stages did (ref. 34).
 
     Parameters
     ----------
@@ -50,7 +50,10 @@ def forward(stages, token_sets, grid_size, weights, config, largest=None):
 
 
 def climb(masks, assignments):
-    """Lift mask logits (q, n_last) through the assignments of all merges, the last merge first: -> (q, h w)."""
+    """Lift mask logits (q, n_last) through the assignments of all merges, the last merge first: -> (q, h w).
+
+    Ref. 34.
+    """
     check_arrays(masks=(masks, "real", "q n"))
     pairs = assignments if isinstance(assignments, tuple | list) else [None]
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):

@@ -9,7 +9,7 @@ HALF_POWER = 3.0  # a = power / 2 with the power 6 of the paper
 
 
 def shepard_weights(points, neighbors, half_power=HALF_POWER):
-    """Weights of the neighbours of each point.
+    """Weights of the neighbours of each point (sec. 4.1).
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def shepard_weights(points, neighbors, half_power=HALF_POWER):
 
 
 def shepard(points, positions, features, nearest, half_power=HALF_POWER):
-    """Interpolate the features of tokens at points.
+    """Interpolate the features of tokens at points (sec. 4.1).
 
     Parameters
     ----------

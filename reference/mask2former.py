@@ -23,7 +23,7 @@ MOST = {  # more is a slip, and would fill the memory
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Shape and choices of a Mask2Former head."""
+    """Shape and choices of a Mask2Former head (sec. 4.1)."""
 
     num_classes: int = 150
     hidden_dim: int = 256  # D
@@ -49,7 +49,7 @@ class HeadConfig:
 
 
 def sine_embedding(positions, channels, largest=None):
-    """Code positions as sines and cosines.
+    """Code positions as sines and cosines (sec. 4.1).
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def sine_embedding(positions, channels, largest=None):
 
 
 def encoder_layer(source, code, positions, level_sizes, grid_size, weights, config):
-    """One layer of the pixel decoder's encoder, norms after the sums: source (n, D) -> (n, D)."""
+    """One layer of the pixel decoder's encoder, norms after the sums: source (n, D) -> (n, D) (sec. 4.1)."""
     update = deformable_attention(
         source + code,
         positions,
@@ -95,7 +95,7 @@ def encoder_layer(source, code, positions, level_sizes, grid_size, weights, conf
 
 
 def pixel_decoder(token_sets, grid_size, weights, config, largest=None):
-    """Exchange features between the levels, then make mask features on the finest tokens.
+    """Exchange features between the levels, then make mask features on the finest tokens (sec. 4.1).
 
     Parameters
     ----------
@@ -152,6 +152,8 @@ def _nearest_at(cells, positions, grid_size):
 def attention_mask(mask_logits):
     """Which tokens each query must not see: (q, n) mask logits at the tokens -> (q, n) bool (masked attention).
 
+    Mask2Former, eq. 3.
+
     True where the query's mask is more likely absent than present, except for a query that would see nothing: that sees
     all.
     """
@@ -161,7 +163,10 @@ def attention_mask(mask_logits):
 
 
 def predict(out, mask_features, weights):
-    """Classes and masks of the queries: out (q, D) -> logits (q, classes + 1), mask logits (q, n_res2)."""
+    """Classes and masks of the queries: out (q, D) -> logits (q, classes + 1), mask logits (q, n_res2).
+
+    Mask2Former, sec. 3.
+    """
     y = layer_norm(out, subset(weights, "norm"))
     x = relu(linear(y, subset(weights, "mask_head.0")))
     x = relu(linear(x, subset(weights, "mask_head.1")))
@@ -169,7 +174,10 @@ def predict(out, mask_features, weights):
 
 
 def decoder_layer(out, memory, code, attn_mask, weights, heads):
-    """One layer of the query decoder: masked cross-attention, self-attention, MLP, each followed by sum and norm."""
+    """One layer of the query decoder: masked cross-attention, self-attention, MLP, each followed by sum and norm.
+
+    Mask2Former, eq. 2.
+    """
     query_pos = weights["query_positions"]
     update = multihead_attention(
         out + query_pos, memory + code, memory, subset(weights, "cross_attention"), heads, attn_mask
@@ -182,7 +190,7 @@ def decoder_layer(out, memory, code, attn_mask, weights, heads):
 
 
 def query_decoder(mask_features, levels, level_positions, grid_size, weights, config, largest=None):
-    """Refine the queries layer by layer, layer i on level i mod (number of levels).
+    """Refine the queries layer by layer, layer i on level i mod (number of levels) (Mask2Former, sec. 3.2).
 
     Parameters
     ----------
@@ -232,7 +240,7 @@ def _check_inputs(token_sets, grid_size, config):
 
 
 def forward(token_sets, grid_size, weights, config, largest=None):
-    """Segment one image from the backbone's four token sets; see ``pixel_decoder`` and ``query_decoder``.
+    """Segment one image from the backbone's four token sets; see ``pixel_decoder`` and ``query_decoder`` (sec. 4.1).
 
     Returns
     -------

@@ -14,7 +14,10 @@ NO_OBJECT_WEIGHT = 0.1
 
 
 def sample_points(maps, points):
-    """Read maps (m, h, w) at points (p, 2), (x, y) in [0, 1]: bilinear, zero outside -> (m, p)."""
+    """Read maps (m, h, w) at points (p, 2), (x, y) in [0, 1]: bilinear, zero outside -> (m, p).
+
+    Mask2Former, sec. 3.3.
+    """
     check_arrays(maps=(maps, "real", "m h+ w+"), points=(points, "real", "p 2"))
     h, w = maps.shape[1:]
     x, y = points[:, 0] * w - 0.5, points[:, 1] * h - 0.5
@@ -28,7 +31,7 @@ def sample_points(maps, points):
 
 
 def matching_costs(class_logits, mask_logits, labels, targets):
-    """Cost of every query for every object.
+    """Cost of every query for every object (Mask2Former, sec. 3.3).
 
     Parameters
     ----------
@@ -60,7 +63,10 @@ def matching_costs(class_logits, mask_logits, labels, targets):
 
 
 def match(costs):
-    """Pair queries with objects at the least total cost (Hungarian method): (q, g) -> queries (r,), objects (r,)."""
+    """Pair queries with objects at the least total cost (Hungarian method): (q, g) -> queries (r,), objects (r,).
+
+    Mask2Former, sec. 3.3.
+    """
     check_arrays(costs=(costs, "real or whole", "q g"))
     try:
         return linear_sum_assignment(costs)
@@ -70,6 +76,8 @@ def match(costs):
 
 def class_loss(class_logits, queries, labels):
     """Cross-entropy of all queries, those without an object (weight 0.1) against the last class.
+
+    Mask2Former, sec. 4.1.
 
     class_logits (q, classes + 1); ``queries`` (r,) are paired with ``labels`` (r,). Weighted mean over the queries.
     """
@@ -87,6 +95,8 @@ def class_loss(class_logits, queries, labels):
 
 def mask_losses(mask_logits, targets, objects):
     """Mask cross-entropy and dice loss of the pairs, each summed over the pairs and divided by ``objects``.
+
+    Mask2Former, sec. 4.1.
 
     mask_logits and targets (r, p) at the sampled points.
     """

@@ -26,7 +26,7 @@ def slot_weights(relative, valid, weights):
 
 
 def merge_neighborhoods(features, scores, neighbors, slots):
-    """Sum the neighbourhood of every kept token: vec( sum_j s_j W_j f_j^T ).
+    """Sum the neighbourhood of every kept token: vec( sum_j s_j W_j f_j^T ) (Eq. 4).
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def merge_neighborhoods(features, scores, neighbors, slots):
 
 
 def merging(features, scores, kept, geometry, weights):
-    """Merge the neighbourhoods of the kept tokens and map them to the next stage's channels.
+    """Merge the neighbourhoods of the kept tokens and map them to the next stage's channels (Eq. 4).
 
     features (n, C), scores (n,), kept (K,) -> (K, C'). The positions of the merged tokens are those of the kept ones.
     """

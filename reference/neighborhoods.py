@@ -11,7 +11,10 @@ from .position import relative_position
 
 
 def nearest_count(neighborhood, cluster_size, k):
-    """Return R, the clusters that make a neighbourhood of about ``neighborhood`` tokens: at least 1, at most k."""
+    """Return R, the clusters that make a neighbourhood of about ``neighborhood`` tokens: at least 1, at most k.
+
+    Sec. 3.1.2.
+    """
     check_whole("neighborhood", neighborhood, 1)
     check_cluster_size(cluster_size)
     check_whole("k", k, 1)
@@ -21,7 +24,10 @@ def nearest_count(neighborhood, cluster_size, k):
 def scaled_distances(positions, sums, counts):
     """Squared distances from tokens to cluster centres, times L^2, with L the least common multiple of the counts.
 
-    |p - S/c|^2 L^2 = |c p - S|^2 (L/c)^2 is an integer, so distances compare exactly: (n, 2), (k, 2), (k,) -> (n, k).
+    Sec. 3.1.2.
+
+    ``|p - S/c|^2 L^2 = |c p - S|^2 (L/c)^2`` is an integer, so distances compare exactly:
+    (n, 2), (k, 2), (k,) -> (n, k).
     """
     check_arrays(positions=(positions, "whole", "n 2"), sums=(sums, "whole", "k 2"), counts=(counts, "whole", "k"))
     check_indices("counts", counts, 2**31, 1)
@@ -31,7 +37,7 @@ def scaled_distances(positions, sums, counts):
 
 
 def nearest_clusters(positions, sums, counts, nearest):
-    """Find the nearest cluster centres of every token by comparing all of them: the definition.
+    """Find the nearest cluster centres of every token by comparing all of them: the definition (sec. 3.1.2).
 
     Parameters
     ----------
@@ -52,7 +58,7 @@ def nearest_clusters(positions, sums, counts, nearest):
 
 
 def nearest_clusters_kdtree(positions, sums, counts, nearest):
-    """Find the same as ``nearest_clusters`` through SciPy's k-d tree: the check on it.
+    """Find the same as ``nearest_clusters`` through SciPy's k-d tree: the check on it (sec. 3.1.2).
 
     The tree works with rounded centres and breaks ties by chance, so it only names candidates: all centres up to a hair
     beyond the R-th. Exact integer distances then order those.
@@ -72,7 +78,7 @@ def nearest_clusters_kdtree(positions, sums, counts, nearest):
 
 
 def nearest_tokens(queries, positions, nearest):
-    """Find the nearest tokens of each query point by comparing all of them.
+    """Find the nearest tokens of each query point by comparing all of them (sec. 4.1).
 
     Parameters
     ----------
@@ -97,7 +103,10 @@ def nearest_tokens(queries, positions, nearest):
 
 @dataclass(frozen=True)
 class StageGeometry:
-    """All that a stage needs to know of where its n tokens are: made once, read by every block and the merge."""
+    """All that a stage needs to know of where its n tokens are: made once, read by every block and the merge.
+
+    Sec. 3.1.2.
+    """
 
     order: np.ndarray  # (n,) int64: token indices, cluster after cluster
     cluster: np.ndarray  # (n,) int64: the cluster of each token
@@ -107,7 +116,7 @@ class StageGeometry:
 
 
 def stage_geometry(positions, cluster_size, neighborhood, grid_size, curve="scanline"):
-    """Cluster the tokens and list the neighbourhood of each.
+    """Cluster the tokens and list the neighbourhood of each (sec. 3.1.2).
 
     Parameters
     ----------

@@ -16,6 +16,8 @@ SMALLEST_SIDE = 32  # pixels
 def prepare_image(image):
     """Check one image, normalise it if it is uint8, and pad it on the right and bottom to a multiple of 4.
 
+    Sec. 3, Fig. 2.
+
     Parameters
     ----------
     image : (3, H, W) array
@@ -49,7 +51,7 @@ def prepare_image(image):
 
 
 def patch_embedding(image, weights):
-    """Embed a prepared image: (3, 4h, 4w) -> tokens (h w, C) in raster order.
+    """Embed a prepared image: (3, 4h, 4w) -> tokens (h w, C) in raster order (sec. 3, Fig. 2).
 
     Convolution to C/2 channels, batch norm, GELU, convolution to C channels, layer norm over the channels.
     """
@@ -60,7 +62,10 @@ def patch_embedding(image, weights):
 
 
 def grid_positions(grid_size):
-    """Return the positions (h w, 2) of all cells of the grid (h, w), as (x, y), in raster order, int64."""
+    """Return the positions (h w, 2) of all cells of the grid (h, w), as (x, y), in raster order, int64.
+
+    Sec. 3, Fig. 2.
+    """
     check_sides("grid_size", grid_size)
     y, x = np.indices(grid_size)
     return np.stack([x.ravel(), y.ravel()], axis=1)

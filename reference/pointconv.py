@@ -11,7 +11,7 @@ NEAREST = 9
 
 
 def pointconv(positions, features, weights):
-    """Convolve tokens with weights that depend on relative position.
+    """Convolve tokens with weights that depend on relative position (sec. 4.1, ref. 39).
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ from .checks import check_arrays
 
 
 def relative_position(offsets):
-    """Expand (dx, dy) to (dx, dy, distance, sine, cosine).
+    """Expand (dx, dy) to (dx, dy, distance, sine, cosine) (Eq. 5).
 
     The distance does not change when the picture is turned, the sine and cosine not when it is scaled.
 

@@ -10,7 +10,7 @@ from .layers import log_softmax, sigmoid
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a panoptic result."""
+    """One segment of a panoptic result (Mask2Former, appendix)."""
 
     id: int  # its number in the map, from 1
     label: int
@@ -19,7 +19,7 @@ class Segment:
 
 
 def resize_bilinear(maps, size):
-    """Resize maps (q, h, w) to size (H, W): bilinear between pixel centres, edges held."""
+    """Resize maps (q, h, w) to size (H, W): bilinear between pixel centres, edges held (Mask2Former, appendix)."""
     check_arrays(maps=(maps, "real", "q h+ w+"))
     check_sides("size", size)
     for axis, length in zip((1, 2), size, strict=True):
@@ -35,6 +35,8 @@ def resize_bilinear(maps, size):
 def semantic(class_logits, mask_logits):
     """Per-pixel class scores: class logits (q, classes + 1), mask logits (q, H, W) -> (classes, H, W).
 
+    Mask2Former, appendix.
+
     Each query votes for its classes where its mask is; the arg max over the first axis is the label map.
     """
     check_arrays(class_logits=(class_logits, "real", "q classes+"), mask_logits=(mask_logits, "real", "q h w"))
@@ -43,7 +45,7 @@ def semantic(class_logits, mask_logits):
 
 
 def instances(class_logits, mask_logits, top=100):
-    """The ``top`` best pairs of query and class, as instances.
+    """The ``top`` best pairs of query and class, as instances (Mask2Former, appendix).
 
     Parameters
     ----------
@@ -70,7 +72,7 @@ def instances(class_logits, mask_logits, top=100):
 
 
 def panoptic(class_logits, mask_logits, things, object_threshold=0.8, overlap_threshold=0.8):
-    """Compute a map that assigns each pixel to at most one segment.
+    """Compute a map that assigns each pixel to at most one segment (Mask2Former, appendix).
 
     Parameters
     ----------

@@ -7,12 +7,12 @@ from .layers import linear, sigmoid
 
 
 def importance(features, weights):
-    """Return s (n,) in (0, 1), a linear layer and a sigmoid on features (n, C)."""
+    """Return s (n,) in (0, 1), a linear layer and a sigmoid on features (n, C) (sec. 3.3.1)."""
     return sigmoid(linear(features, weights)[:, 0])
 
 
 def token_counts(grid_size, rate, reserve=True, stages=4):
-    """Compute how many tokens each stage has: n, then int(n * rate) after each merge.
+    """Compute how many tokens each stage has: n, then int(n * rate) after each merge (sec. 3.3.2).
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def _counts(grid_size, rate, reserve, stages):
 
 
 def select(scores, prior, reserved, keep, alpha):
-    """Choose the tokens that a merge keeps.
+    """Choose the tokens that a merge keeps (sec. 3.3.2).
 
     All reserved tokens stay; the rest of K go to the highest g + alpha s, equal ones in raster order.
 

@@ -11,7 +11,7 @@ SMALL = 1e-8  # keeps the temperature and the norms away from zero
 
 
 def soft_assignment(fine_positions, fine, coarse_positions, coarse, weights):
-    """Compute how much each fine token belongs to each of its nearest merged tokens.
+    """Compute how much each fine token belongs to each of its nearest merged tokens (ref. 34).
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def soft_assignment(fine_positions, fine, coarse_positions, coarse, weights):
     candidates : (n, 9) int64 array
         Nearest merged tokens (L2, ties in raster order); all of them if there are fewer.
     assignment : (n, 9) array
-        softmax over the candidates of cosine similarity / (|temperature| + 1e-8).
+        softmax over the candidates of cosine similarity / (``|temperature|`` + 1e-8).
     """
     candidates = nearest_tokens(fine_positions, coarse_positions, CANDIDATES)
     a = _unit(fine @ weights["fine.weight"].T)
@@ -45,7 +45,7 @@ def _unit(x):
 
 
 def decode_clusters(values, candidates, assignment):
-    """Lift values of the merged tokens (K, V) to the fine tokens: x_i = sum_j A_ij x_j -> (n, V)."""
+    """Lift values of the merged tokens (K, V) to the fine tokens: x_i = sum_j A_ij x_j -> (n, V) (ref. 34)."""
     check_arrays(
         values=(values, "real", "K V"), candidates=(candidates, "whole", "n k"), assignment=(assignment, "real", "n k")
     )
