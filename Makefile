@@ -19,7 +19,7 @@ KERNELS = -q parity_tests/ops/test_merging_cpu.py parity_tests/ops/test_sampling
 	parity_tests/ops/test_nearest_paths.py parity_tests/ops/test_ordering.py
 FAST = -q parity_tests/test_golden.py parity_tests/test_golden_segmentation.py parity_tests/test_mirror.py $(KERNELS)
 
-.PHONY: nuclei demo demo-classify test test-fast test-kernels sanitize test-notebooks notebooks lab lint bench clean
+.PHONY: nuclei demo demo-classify test test-fast test-kernels sanitize test-notebooks notebooks lab docs lint bench clean
 
 nuclei: $(VENV)/installed
 	$(RUN) -m train.predict fast/weights/nuclei_samples --pretrained nuclei --out outputs/nuclei
@@ -64,6 +64,11 @@ notebooks: $(VENV)/installed
 lab: $(VENV)/installed
 	$(RUN) -m jupyter lab --notebook-dir notebooks
 
+# The site, with the notebooks' stored outputs: open build/docs/index.html. A broken link is an error.
+docs: $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(RUN) -m sphinx -q -W --keep-going -c docs . build/docs
+
 bench: $(VENV)/installed
 	$(RUN) -m benchmarks.run
 	$(RUN) -m benchmarks.plot
@@ -81,4 +86,4 @@ $(VENV)/installed: pyproject.toml constraints.txt Makefile
 	@touch $@
 
 clean:
-	rm -rf $(VENV) outputs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build docs/api outputs .pytest_cache .ruff_cache .hypothesis
