@@ -37,6 +37,7 @@ def test_there_is_a_config_for_each_published_variant():
         (["--optim.lrr", "1"], "unknown key 'optim.lrr' (did you mean 'optim.lr'?)"),
         (["--optm.lr", "1"], "unknown key 'optm' (did you mean"),
         (["--optim.lr", "fast"], "optim.lr: .*valid number"),
+        (["--optim", "3"], "optim is a group of options, not 3: set one of them, as optim.lr"),
         (["--optim.lr"], "--optim.lr needs a value"),
         (["optim.lr", "1"], "unexpected argument 'optim.lr'"),
         (["--augment.mixup", "0.8", "--run.batch_size", "7"], "batch_size must be even"),

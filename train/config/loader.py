@@ -155,6 +155,9 @@ def describe(problem: dict, known: dict[str, str]) -> str:
         return f"unknown key {key!r}{closest(key, known)}"
     if not key or problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if problem["type"] == "model_type" and inside:
+        return f"{key} is a group of options, not {problem['input']!r}: set one of them, as {inside[0]}"
     return f"{key}: {problem['msg']} (it is {problem['input']!r})"
 
 
