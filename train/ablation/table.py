@@ -144,7 +144,7 @@ def describe_runs(groups: dict, first: str, head: str) -> list[str]:
         f"{len(every)} runs of {min(minutes):.1f} to {max(minutes):.1f} minutes on {joined(every, 'machine')};",
         f"{joined(every, 'versions')}.",
         "",
-        "Percent: mean over the seeds ± standard deviation (least to most). Focus: tokens kept per area, in digits'",
+        "Percent: mean over the seeds ± standard deviation (least to most). Focus: tokens kept per area, in objects'",
         "boxes over outside, after merge 1 / 2 / 3, mean over the seeds; keeping tokens blindly gives 1.",
         "",
         "| row | seeds | " + " | ".join(shown) + " | focus |",
