@@ -318,7 +318,7 @@ def test_slow_downs_are_told_of_ours_and_of_swin_beside_busy_processes(monkeypat
 
     monkeypatch.setattr(busy.subprocess, "Popen", Process)
     monkeypatch.setattr(busy.measure, "prepare", lambda case, device: lambda: case)
-    monkeypatch.setattr(busy.measure, "seconds", lambda call, device: seconds(call(), device))
+    monkeypatch.setattr(busy, "seconds", lambda call, device: seconds(call(), device))
     monkeypatch.setattr(run, "check_parity", lambda tests: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     monkeypatch.setenv("GOMP_SPINCOUNT", "100")
