@@ -26,7 +26,7 @@ from train.data.normalization import to_input
 from .clock import seconds
 from .flops import count_flops
 from .measure import alternate
-from .results import write_picture
+from .results import check_free, write_picture
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 PICTURES, ROUNDS = 20, 15
@@ -46,13 +46,15 @@ def main(arguments):
     if not names or not seeds:
         raise UserError(f"{options.table} has no seed with all of these rows: run python -m train.ablate first")
     rows = {name: [runs[name, seed]["AP"] for seed in seeds] for name in names}
+    picture = options.out or options.table.with_suffix(".png")
+    check_free(picture)
     costs = measure_rows(config, names)
     print(f"mean over seeds {', '.join(map(str, seeds))}")
     for name, values in rows.items():
         milliseconds, flops = costs[name]
         mean = statistics.mean(values)
         print(f"{name:20} AP {mean:5.1f}  {milliseconds:6.2f} ms  {flops / 1e6:7.1f} million operations")
-    write_picture(options.out or options.table.with_suffix(".png"), draw(rows, costs))
+    write_picture(picture, draw(rows, costs))
     return 0
 
 

@@ -74,14 +74,25 @@ def write(path, rows):
     write_whole(path, file.getvalue().encode())
 
 
+def check_free(path):
+    """Refuse to write over a file of someone else; files of this folder are kept by git."""
+    if path.parent.resolve() != ROOT.resolve():
+        Outputs(path.parent).check([path.name])
+
+
+def write_own(path, content):
+    """Write bytes as a file, as ``check_free`` says."""
+    if path.parent.resolve() == ROOT.resolve():
+        write_whole(path, content)
+    else:
+        Outputs(path.parent).write(path.name, content)
+
+
 def write_picture(path, figure):
-    """Write a figure as PNG; in this folder, whose files git keeps, over what is there, elsewhere over nothing."""
+    """Write a figure as PNG, as ``check_free`` says."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150, format="png")
-    if path.parent.resolve() == ROOT.resolve():
-        write_whole(path, buffer.getvalue())
-    else:
-        Outputs(path.parent).write(path.name, buffer.getvalue())
+    write_own(path, buffer.getvalue())
 
 
 def as_text(value):

@@ -32,6 +32,8 @@ from train.models.checkpoint import LAST, SEGMENTER, TRAINED, read_file
 from train.models.segmenter import build_model, load_strictly
 from train.models.weights import weights_of
 
+from .results import check_free, write_own
+
 GROUPS = ("all", "small", "medium", "large")
 MERGES = (1, 2, 3)
 COUNTED = [f"{what}_{merge}" for what in ("tokens", "none") for merge in MERGES]
@@ -70,7 +72,8 @@ def main(arguments):
     parser.add_argument("--out", type=Path, help="CSV file to write; default: outputs/tokens.csv")
     options, overrides = parser.parse_known_args(arguments)
     torch.set_num_threads(1)
-    table = Path(options.weights)
+    table, out = Path(options.weights), options.out or Path("outputs/tokens.csv")
+    check_free(out)
     if table.suffix == ".csv":
         config = load_config(options.config, overrides, Config)
         check_rows(config)
@@ -85,10 +88,8 @@ def main(arguments):
         counts = count(model.eval(), val_set, config.evaluator)
         found = [(group, counts.of(group, config.evaluator.areas or AREAS)) for group in GROUPS]
         lines += [{"row": name, "seed": seed, "area": group, **each} for group, each in found if each]
-    out = options.out or Path("outputs/tokens.csv")
-    out.parent.mkdir(parents=True, exist_ok=True)
     text = [as_line([shown(line[column]) for column in COLUMNS]) for line in lines]
-    out.write_text(as_line(COLUMNS) + "".join(text), encoding="utf-8")
+    write_own(out, (as_line(COLUMNS) + "".join(text)).encode())
     print("\n".join(describe(lines)))
     return 0
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from matplotlib.figure import Figure
 
-from benchmarks import results
+from benchmarks import results, tokens
 from benchmarks import run as bench
 from tests.test_train_outputs import contents
 from train import ablate, classify, demo, demo_classify, export
@@ -100,6 +100,8 @@ def test_benchmarks_keep_files_of_others(tmp_path):
     (tmp_path / "cpu.csv").write_text("a,b\n1,2\n")
     arguments = ["--quick", "--only", "nearest clusters", "--out", str(tmp_path / "cpu.csv")]
     refused(tmp_path, "is no table of benchmarks.run", bench.main, arguments)
+    arguments = ["nuclei", "--config", "nuclei_nano", "--out", str(tmp_path / "cpu.csv")]
+    refused(tmp_path, "cpu.csv exists and was not written by this command", tokens.main, arguments)
     (tmp_path / "plot.png").write_bytes(b"mine")
     refused(tmp_path, "plot.png exists", results.write_picture, tmp_path / "plot.png", Figure())
     for _ in range(2):
