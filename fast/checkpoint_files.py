@@ -52,7 +52,9 @@ def load(path):
         raise TypeError(f"path must be a string or a path, not {type(path).__name__}")
     path = Path(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no checkpoint at {shown(str(path)) if len(str(path)) > 1000 else path}")
+        raise FileNotFoundError(
+            f"no checkpoint at {path if str(path).isprintable() and len(str(path)) < 1000 else shown(str(path))}"
+        )
     try:
         content = (_load_safetensors if path.suffix == ".safetensors" else _load)(path)
     except Broken as error:

@@ -197,7 +197,7 @@ def create_segmenter(backbone=None, head=None, backbone_overrides=None, pretrain
     """
     _check_known("head", "mask2former" if head is None else head, list(HEADS))
     _check_pretrained(pretrained)
-    if not isinstance(backbone_overrides, dict | None):
+    if not isinstance(backbone_overrides, dict | None) or not all(isinstance(x, str) for x in backbone_overrides or ()):
         raise TypeError(f"backbone_overrides must be a dict, not {shown(backbone_overrides)}")
     _check_overrides(HeadConfig, overrides)
     if pretrained:

@@ -74,7 +74,7 @@ CALLS = {
         *(lambda x=x: fast.create_segmenter("aff_nano", head=x) for x in NAMES[1:]),
         *(lambda x=x: fast.create_model("aff_nano", pretrained=x) for x in (3, ["digits"], np.zeros(2))),
         *(lambda x=x: fast.create_segmenter(x) for x in (3, np.zeros(2), torch.nn.Identity())),
-        *(lambda x=x: fast.create_segmenter("aff_nano", backbone_overrides=x) for x in (3, "alpha", ["alpha"])),
+        *(lambda x=x: fast.create_segmenter("aff_nano", backbone_overrides=x) for x in (3, "alpha", {3: 3})),
         *(lambda x=x: fast.list_models(x) for x in (None, 3, [3])),
         *(lambda x=x: fast.create_model("aff_nano", in_chans=x) for x in (np.zeros(2), True, "3")),
         *(lambda x=x: fast.create_model("aff_nano", global_pool=x) for x in (np.zeros(2), None, "max")),
@@ -111,9 +111,10 @@ def test_odd_calls_of_models():
     for indices in (0, 5, True, 1.5, [], [4], ["a"], [None], "1", 10**9):
         with pytest.raises(ValueError, match="^there are 4 stages"):
             model.prune_intermediate_layers(indices)
-    for name in ("a" * 10**5, "a\0b"):
-        with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+    for name in ("a" * 10**5, "a\0b", "a\nb"):
+        with pytest.raises(FileNotFoundError, match="^no checkpoint at .*$") as caught:
             checkpoints.load(name)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
     segmenter, images = fast.create_segmenter("aff_nano", num_classes=2), torch.zeros(1, 3, 64, 64)
     mask, label = torch.zeros(1, 64, 64), torch.tensor([1])
     for masks, labels in ((3, [label]), ([mask], 3), ([mask], [1]), ([None], [label]), ([mask], [label + 1])):
