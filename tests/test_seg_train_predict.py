@@ -28,7 +28,7 @@ from train.inference.predictions import check
 from train.inference.segmentation import Enlarger, find_instances, find_segments, semantic_labels
 from train.metrics.focus_ratio import is_inside
 from train.models.checkpoint import write_file
-from train.visualization.segments import draw_segments, middle
+from train.visualization.segments import count_of, draw_segments, middle
 
 THINGS = frozenset(range(3))
 
@@ -152,6 +152,25 @@ def test_outlines_of_large_pictures_are_drawn_small():
     (outline,) = [each.vertices for each in axes.collections[0].get_paths()]
     assert outline.min(axis=0).tolist() == [299.5, 9.5] and outline.max(axis=0).tolist() == [499.5, 19.5]
     assert [text.get_position() for text in axes.texts] == [(399, 14)]
+
+
+def test_names_stay_inside_the_picture_and_one_class_is_named_once():
+    masks = np.zeros((2, 100, 100), dtype=bool)
+    masks[0, :6, :6] = masks[1, 40:60, 94:] = True
+    segments = [
+        {"id": i, "name": "cell", "score": 0.9, "color": None, "area": int(m.sum()), "segmentation": encode(m)}
+        for i, m in enumerate(masks, 1)
+    ]
+    axes = Figure().subplots()
+    draw_segments(axes, np.zeros((100, 100, 3), dtype=np.uint8), segments)
+    assert [(t.get_text(), t.get_ha(), t.get_va()) for t in axes.texts] == [
+        ("90", "left", "top"),
+        ("90", "right", "center"),
+    ]
+    assert count_of(segments) == "2 segments: cell" and count_of([]) == "0 segments"
+    axes = Figure().subplots()
+    draw_segments(axes, np.zeros((100, 100, 3), dtype=np.uint8), [segments[0], segments[1] | {"name": "dust"}])
+    assert [text.get_text() for text in axes.texts] == ["cell 90", "dust 90"]
 
 
 @pytest.fixture(scope="module")

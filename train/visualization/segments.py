@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from ..data.masks import area, box, decode, encode
@@ -11,6 +12,7 @@ from .tokens import bare, draw_tokens, stride_legend
 OPACITY = 0.5
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")  # Okabe and Ito
 DRAWN = 1024  # pixels of a drawing's longer side; of larger pictures every n-th pixel is drawn
+NEAR_EDGE = 0.08  # share of the picture's side within which names are not centred on their segments
 SMALLEST_NAMED = 0.0004  # share of the picture from which a segment's name is written
 
 
@@ -87,15 +89,17 @@ def overlay(picture: np.ndarray, segments: list[dict], step: int = 1) -> np.ndar
 
 
 def draw_outline(axes, mask: np.ndarray) -> None:
-    """Draw a line around a mask (H, W)."""
+    """Draw a line around a mask (H, W), white on black, to be seen on any picture."""
     left, top, width, height = box(mask)
     part = np.pad(mask[top : top + height, left : left + width], 1).astype(np.float32)
     columns, rows = np.arange(left - 1, left + width + 1), np.arange(top - 1, top + height + 1)
-    axes.contour(columns, rows, part, levels=[0.5], colors="black", linewidths=0.8)
+    line = axes.contour(columns, rows, part, levels=[0.5], colors="white", linewidths=0.6)
+    line.set_path_effects([withStroke(linewidth=1.8, foreground="black")])
 
 
 def draw_segments(axes, picture: np.ndarray, segments: list[dict], size: float = 8) -> None:
-    """Draw an overlay and write each segment's name and score at a place inside it."""
+    """Draw an overlay and write each segment's name and score at a place inside it; of one class, scores alone."""
+    only_scores = len({each["name"] for each in segments}) == 1 and all(each["score"] is not None for each in segments)
     step = -(-max(picture.shape[:2]) // DRAWN)
     picture = picture[::step, ::step]
     axes.imshow(overlay(picture, segments, step))
@@ -107,10 +111,23 @@ def draw_segments(axes, picture: np.ndarray, segments: list[dict], size: float =
         if each["area"] < SMALLEST_NAMED * mask.size * step**2:
             continue
         x, y = middle(mask)
-        text = each["name"] if each["score"] is None else f"{each['name']} {100 * each['score']:.0f}"
+        score = "" if each["score"] is None else f"{100 * each['score']:.0f}"
+        text = score if only_scores else f"{each['name']} {score}".strip()
         frame = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1}
-        axes.text(x, y, text, color="white", fontsize=size, ha="center", va="center", bbox=frame, clip_on=True)
+        ha, va = (side_of(x / mask.shape[1], "left", "right"), side_of(y / mask.shape[0], "top", "bottom"))
+        axes.text(x, y, text, color="white", fontsize=size, ha=ha, va=va, bbox=frame, clip_on=True)
     bare(axes, picture)
+
+
+def side_of(place: float, first: str, last: str) -> str:
+    """Return how a name is aligned at a place from 0 to 1 of an axis, so that no edge of the picture cuts it off."""
+    return first if place < NEAR_EDGE else last if place > 1 - NEAR_EDGE else "center"
+
+
+def count_of(segments: list[dict]) -> str:
+    """Say how many segments there are, and of what if all are of one class, whose name is then not written on them."""
+    names = {each["name"] for each in segments}
+    return f"{len(segments)} segments" + (f": {names.pop()}" if len(names) == 1 else "")
 
 
 def middle(mask: np.ndarray) -> tuple[int, int]:
@@ -149,7 +166,7 @@ def draw_result(picture: np.ndarray, segments: list[dict], stages: list[dict], i
     figure.suptitle(title)
     first, *others = figure.subplots(2, 2).flat
     draw_segments(first, picture, segments)
-    first.set_title(f"{len(segments)} segments")
+    first.set_title(count_of(segments))
     for number, (axes, stage) in enumerate(zip(others, stages[1:], strict=True), 1):
         draw_tokens(axes, seen, stage["positions"], stage["strides"], inner)
         axes.set_title(f"merge {number} kept {len(stage['positions']):,} tokens")
