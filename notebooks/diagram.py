@@ -1,4 +1,4 @@
-"""The network as boxes and arrows, for notebook 00. Sizes are those of a configuration and a canvas; numbers in
+"""The network as boxes and arrows, for notebook 00. Sizes are those of a configuration and a grid size; numbers in
 brackets are the notebooks that open a box."""
 
 import drawing

@@ -63,29 +63,29 @@ def photo(name="cat", height=224, width=224):
     return (255 * small).round().astype(np.uint8)
 
 
-def canvas_of(image):
+def grid_size_of(image):
     """Return (h, w), the cells of the finest grid of an image (H, W, 3)."""
     return -(-image.shape[0] // CELL), -(-image.shape[1] // CELL)
 
 
 def cell_colours(image):
     """Return the mean colour of every cell (h, w, 3), 0 to 1, of an image whose sides are multiples of 4."""
-    h, w = canvas_of(image)
+    h, w = grid_size_of(image)
     return image.reshape(h, CELL, w, CELL, 3).mean(axis=(1, 3)) / 255
 
 
-def bare(axes, canvas=None):
-    """Take ticks and frame away; with a canvas (h, w), show exactly its cells."""
+def bare(axes, grid_size=None):
+    """Take ticks and frame away; with a grid size (h, w), show exactly its cells."""
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.set_aspect("equal")
-    if canvas is not None:
-        axes.set(xlim=(-0.5, canvas[1] - 0.5), ylim=(canvas[0] - 0.5, -0.5))
+    if grid_size is not None:
+        axes.set(xlim=(-0.5, grid_size[1] - 0.5), ylim=(grid_size[0] - 0.5, -0.5))
 
 
 def show_photo(axes, image, title=None, fade=0.0):
     """Draw an image (H, W, 3) under the cells; ``fade`` (0 to 1) mixes it with white, so that marks stand out."""
-    h, w = canvas_of(image)
+    h, w = grid_size_of(image)
     colours = image / 255 if image.dtype == np.uint8 else image
     axes.imshow(colours * (1 - fade) + fade, extent=(-0.5, w - 0.5, h - 0.5, -0.5))
     bare(axes, (h, w))
@@ -114,16 +114,16 @@ def show_tokens(axes, image, positions, title=None, size=6.0, colour=MARK, fade=
     return axes.scatter(*np.asarray(positions).T, s=size, c=colour, linewidths=0)
 
 
-def nearest_token(positions, canvas):
+def nearest_token(positions, grid_size):
     """Return (h, w): for every cell the index of a token nearest to it. For painting only: ties fall as they may."""
-    y, x = np.indices(canvas)
+    y, x = np.indices(grid_size)
     return cKDTree(positions).query(np.stack([x, y], axis=-1))[1]
 
 
-def show_fill(axes, positions, values, canvas, title=None, **style):
+def show_fill(axes, positions, values, grid_size, title=None, **style):
     """Paint every cell with the value of its nearest token: numbers (n,) or colours (n, 3). Returns the picture."""
-    picture = axes.imshow(np.asarray(values)[nearest_token(positions, canvas)], **style)
-    bare(axes, canvas)
+    picture = axes.imshow(np.asarray(values)[nearest_token(positions, grid_size)], **style)
+    bare(axes, grid_size)
     if title:
         axes.set_title(title)
     return picture
@@ -160,7 +160,7 @@ def map_colours(regions):
     return palette[chosen]
 
 
-def show_clusters(axes, positions, cluster, canvas, title=None, image=None, dots=True):
+def show_clusters(axes, positions, cluster, grid_size, title=None, image=None, dots=True):
     """Paint every cell in the colour of the cluster of its nearest token; clusters that touch differ in colour.
 
     Parameters
@@ -168,21 +168,21 @@ def show_clusters(axes, positions, cluster, canvas, title=None, image=None, dots
     axes : Axes
     positions : (n, 2) int array
     cluster : (n,) int array
-    canvas : (h, w)
+    grid_size : (h, w)
     title : str, optional
     image : (H, W, 3) uint8 array, optional
         Shows through.
     dots : bool
         Whether to draw the tokens too.
     """
-    regions = np.asarray(cluster)[nearest_token(positions, canvas)]
+    regions = np.asarray(cluster)[nearest_token(positions, grid_size)]
     picture = map_colours(regions)[regions]
     if image is not None:
         picture = np.clip(picture * (0.45 + 0.75 * cell_colours(image).mean(axis=2, keepdims=True)), 0, 1)
     axes.imshow(picture)
     if dots:
         axes.scatter(*np.asarray(positions).T, s=3, c="black", linewidths=0)
-    bare(axes, canvas)
+    bare(axes, grid_size)
     if title:
         axes.set_title(title)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from PIL import Image, ImageColor
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # drawing imports train
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-SECONDS = 300  # for one cell
+SECONDS = 1200  # for one cell: a minute on an idle machine, many on a busy one
 WIDGET = "application/vnd.jupyter.widget-view+json"  # lives as long as its kernel: nothing to store
 
 
@@ -41,9 +41,9 @@ def chosen(numbers):
 def execute(path):
     """Run one notebook from top to bottom and save it; return its figure for the index page (bytes), or None."""
     notebook = nbformat.read(path, as_version=4)
-    quiet = {"extra_arguments": ["--log-level=ERROR"], "record_timing": False}
+    quiet = {"extra_arguments": ["--log-level=ERROR"], "record_timing": False, "coalesce_streams": True}
     where = {"kernel_name": "python3", "resources": {"metadata": {"path": HERE}}}
-    NotebookClient(notebook, timeout=SECONDS, **where, **quiet).execute()
+    NotebookClient(notebook, timeout=SECONDS, startup_timeout=SECONDS, **where, **quiet).execute()
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({"tags": tags} if (tags := cell.metadata.get("tags")) else {})
@@ -92,7 +92,7 @@ def main(numbers):
     except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except CellExecutionError as error:
+    except (CellExecutionError, CellTimeoutError) as error:
         print(error, file=sys.stderr)
         print(f"error: the cell above failed, {path.name} was left as it was", file=sys.stderr)
         return 1

@@ -39,9 +39,9 @@ def check_hilbert(hilbert):
 
 def check_tie_rule(nearest):
     """nearest(token, sums, counts, R) -> the R nearest clusters, exact, whatever the clusters' numbers are."""
-    canvas, m, R = (11, 13), 4, 5
-    tokens = grid_positions(canvas)
-    order, _ = clustering.balanced_clusters(tokens, m, canvas)
+    grid_size, m, R = (11, 13), 4, 5
+    tokens = grid_positions(grid_size)
+    order, _ = clustering.balanced_clusters(tokens, m, grid_size)
     sums, counts = clustering.cluster_sums(tokens, order, m)
     shuffled = np.random.default_rng(0).permutation(len(counts))
     for token in tokens.tolist():
