@@ -6,6 +6,7 @@ site-packages names as common as these would meet others, so that a wheel has ``
 """
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,8 +17,10 @@ NAME = "autofocusformer"
 PACKAGES = find_packages(include=["reference*", "fast*", "train*"])
 DATA = {
     "fast": ["ops/*.h", "ops/*.cpp", "ops/*/*.cpp", "ops/*/*.cu", "weights/*", "weights/*/*"],
+    "reference": ["README.md"],
     "train": ["configs/**/*.yaml", "cards/*.yaml"],
 }
+TEXTS = {".md", ".yaml"}  # data files that name imports and commands
 INIT = '"""AutoFocusFormer (CVPR 2023): ``reference`` in NumPy, ``fast`` in PyTorch, and ``train``."""\n'
 TOP = r"(fast|reference|train)"
 
@@ -36,12 +39,17 @@ def renamed(source: str) -> str:
 
 
 class RenamedBuild(build_py):
-    """Copy modules, renamed, and make the package that holds them."""
+    """Copy modules and texts, renamed, and make the package that holds them."""
 
     def run(self):
-        """Copy everything."""
+        """Copy everything, and nothing that an earlier build has left: all of ``build_lib`` goes into the wheel."""
+        shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
-        Path(self.build_lib, NAME, "__init__.py").write_text(INIT, encoding="utf-8")
+        package = Path(self.build_lib, NAME)
+        (package / "__init__.py").write_text(INIT, encoding="utf-8")
+        for path in package.rglob("*"):
+            if path.suffix in TEXTS:
+                path.write_text(renamed(path.read_text(encoding="utf-8")), encoding="utf-8")
 
     def build_module(self, module, module_file, package):
         """Copy one module."""

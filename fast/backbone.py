@@ -112,7 +112,7 @@ class TokenSet:
 
 
 for _kind in (StageTokens, TokenSet):  # pytrees, so that models that return them can be exported
-    torch.export.register_dataclass(_kind, serialized_type_name=f"{__name__}.{_kind.__name__}")
+    torch.export.register_dataclass(_kind, serialized_type_name=f"autofocusformer.{_kind.__name__}")
 
 
 class Stage(nn.Module):

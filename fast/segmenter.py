@@ -47,7 +47,7 @@ class SegmenterOutput(Mapping):
         return tuple(getattr(self, name) for name in self)
 
 
-torch.export.register_dataclass(SegmenterOutput, serialized_type_name=f"{__name__}.SegmenterOutput")
+torch.export.register_dataclass(SegmenterOutput, serialized_type_name="autofocusformer.SegmenterOutput")
 
 
 def pad_images(images):

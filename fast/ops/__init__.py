@@ -4,6 +4,7 @@ A folder holds ``plain`` (eager PyTorch with autograd: the definition of this si
 ``triton`` or ``cuda`` for GPUs), and in its ``__init__`` the operator that torch.library, and so torch.compile, sees.
 """
 
+from . import one_copy  # noqa: F401, first
 from .attention import neighborhood_attention
 from .linear import apply_linear, inner_products
 from .merging import merge, parameter_matrix
