@@ -18,6 +18,7 @@ from train.classify import main
 from train.common.errors import UserError
 from train.config.loader import load_config
 from train.engine import loop as engine
+from train.engine.log import drop_beyond, read_line
 from train.engine.loop import train
 from train.models import checkpoint
 from train.models.checkpoint import KIND, read_file, write_file
@@ -167,6 +168,15 @@ def test_a_log_of_someone_else_is_kept(tmp_path, content):
     assert log.read_bytes() == content
     log.write_text('{"kind": "run", "update": 0}\n{"kind": "tra')  # of a run killed before its first checkpoint
     assert main(["--config", "digits_smoke", "--run.output", str(tmp_path), "--schedule.epochs", "1"]) == 0
+
+
+def test_a_log_that_says_update_goes_on_in_steps(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(f'{{"kind": "eval", "update": {n}, "top1": 0.{n}}}\n' for n in (1, 2, 3)))
+    assert drop_beyond(log, 2) == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert lines == [{"kind": "eval", "step": n, "top1": n / 10} for n in (1, 2)]
+    assert read_line(b'{"kind": "run", "update": "1"}') is None
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient norm"])

@@ -147,7 +147,7 @@ def drop_beyond(path: Path, step: int, owed: bool = False) -> int:
         found = read_line(line)
         damaged += found is None
         if found and (found["step"] < step or (found["step"] == step and not (owed and found["kind"] == "eval"))):
-            kept.append(line + b"\n")
+            kept.append(json.dumps(found).encode() + b"\n")  # a log of before is of one sort from now on
     write_whole(path, b"".join(kept))
     return damaged
 
