@@ -64,7 +64,7 @@ def comparisons(device_type, quick=False):
 
 
 def _cpu_models():
-    """Batches of 64 only for the smallest model's forward pass: the others would take minutes each."""
+    """Yield the models' comparisons; batches of 64 only for the smallest one's forward pass, as others take minutes."""
     for name in ("aff_mini", "aff_tiny"):
         for batch in (1, 4, 8):
             yield Comparison(Case("model", name, batch=batch), swin=True, plain=batch < 8)

@@ -36,7 +36,7 @@ def make(case):
 
 
 class Widths(tuple):
-    """Channels of the stages, which timm's Swin takes as they are; it multiplies them only to learn the last."""
+    """The stages' channels, which timm's Swin takes as they are; it multiplies them only to learn the last."""
 
     def __mul__(self, factor):
         return self[-1]

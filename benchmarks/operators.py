@@ -22,7 +22,7 @@ SWITCH = {"attention": "attention", "merging": "merging", "deformable reading": 
 
 
 def has_plain_rival(case, device):
-    """Say whether a case takes another path than the plainest on a device."""
+    """Whether a case takes another path than the plainest on a device."""
     switch = SWITCH.get(case.what, "nearest")
     return case.group == "model" or dispatch.path(switch, device) != dispatch.PATHS[switch][-1]
 
@@ -89,7 +89,7 @@ def _normal(device, dtype, *shape):
 
 
 def _attention(case, geometry, positions, device):
-    """Without the linear layers around it, which are the same on every path."""
+    """Return attention without the linear layers around it, which are the same on every path."""
     dim, heads, dtype = CONFIG.dims[case.stage - 1], CONFIG.heads[case.stage - 1], getattr(torch, case.dtype)
     rows, d = (*positions.shape[:2], heads), dim // heads
     query, kv, blank = (_normal(device, dtype, *s) for s in ((*rows, d), (*rows, 2, d), (heads, 2, d)))
@@ -126,7 +126,7 @@ def _deformable(case, grid_size, device):
 
 
 def _run(case, forward, inputs):
-    """A function of no arguments: the forward pass alone, or with the gradients of all inputs."""
+    """Return a function of no arguments: the forward pass alone, or with the gradients of all inputs."""
 
     def alone():
         with torch.no_grad():

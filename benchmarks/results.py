@@ -25,7 +25,7 @@ COLUMNS = (*KEY, *TIMES, *RATIOS, *MEMORY, *LIMIT, "share", *SOURCE)
 
 
 def source(device):
-    """Say where, with what and when rows were measured: the columns ``SOURCE`` without "taken"."""
+    """Return where, with what and when rows were measured: the columns ``SOURCE`` without "taken"."""
     git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     found = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
     return {
@@ -96,7 +96,7 @@ def write_picture(path, figure):
 
 
 def as_text(value):
-    """Write a value as the CSV file does."""
+    """Return a value as the CSV file has it."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
     return "" if value is None else str(value)
@@ -131,7 +131,7 @@ class Target:
 
 
 def targets(rows, device_type):
-    """Hold rows against the targets of a device, "cpu" or "cuda"; returns a list of ``Target``."""
+    """Return the targets of a device, "cpu" or "cuda", with what rows reached of them: a list of ``Target``."""
     return _gpu_targets(rows) if device_type == "cuda" else _cpu_targets(rows)
 
 

@@ -132,7 +132,7 @@ def check_parity(tests):
 
 
 class Bench:
-    """Measures comparisons on a device and gathers ``rows``; ``failed`` once something could not be measured."""
+    """Measure comparisons on a device and gather ``rows``; ``failed`` once something could not be measured."""
 
     def __init__(self, device, threads, rounds, budget):
         self.device, self.threads, self.rounds, self.budget = device, threads, rounds, budget
@@ -213,7 +213,7 @@ class Bench:
 
 
 def taken(case, device):
-    """Say which path each operator took."""
+    """Return which path each operator took, as text; empty for rivals."""
     if case.what in (SWIN, SWIN_MINI, SWIN_SEGMENTER):
         return ""
     with dispatch.force(**measure.PLAIN if case.plain else {}):
@@ -221,7 +221,7 @@ def taken(case, device):
 
 
 def describe(row):
-    """Write what was measured of a row on one line."""
+    """Return what was measured of a row, on one line."""
     parts = [f"{row['median_ms']:.4g} ms ({row['min_ms']:.4g} to {row['max_ms']:.4g}, {row['repeats']} x)"]
     for name, rival in (("to_swin", "Swin's"), ("to_plain", "plain paths")):
         if name in row:

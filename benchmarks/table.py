@@ -1,4 +1,4 @@
-"""Make the tables of time and memory in benchmarks/README.md from the rows that were measured.
+"""Write the tables of time and memory in benchmarks/README.md from the rows that were measured.
 
 python -m benchmarks.table
 """
@@ -39,7 +39,7 @@ def main(arguments):
 
 
 def replace_block(text, block):
-    """Put ``block`` between the markers of ``text``.
+    """Return ``text`` with ``block`` between its markers.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def replace_block(text, block):
 
 
 def page(cpu, gpu):
-    """Write the rows of a CPU and of a GPU as Markdown; says so where there are none."""
+    """Return the rows of a CPU and of a GPU as Markdown, or that there are none."""
     parts = [INTRODUCTION] if cpu or gpu else []
     if find([*cpu, *gpu], group="model", task="forward", batch=1):
         parts.append(PICTURE)
@@ -67,7 +67,7 @@ def page(cpu, gpu):
 
 
 def said_of(rows):
-    """Say where, with what and when the rows were measured."""
+    """Return where, with what and when the rows were measured, in words."""
     texts = []
     for name in ("device", "threads", "torch", "timm", "commit", "date"):
         values = list(dict.fromkeys(row[name] for row in rows))
@@ -94,64 +94,64 @@ def tables(rows):
 
 
 def table(head, columns, lines):
-    """Write a Markdown table."""
+    """Return a Markdown table."""
     head = "| " + " | ".join([head, *columns]) + " |\n" + "|---" * (1 + len(columns)) + "|"
     return "\n".join([head, *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def label(row):
-    """Name a row in words."""
+    """Return a row's name in words."""
     parts = [NAMES.get(row["what"], row["what"]), row["task"], area(row), f"batch {row['batch']}"]
     parts += [f"stage {row['stage']}" if row["stage"] else "", *(NAMES.get(row[n], row[n]) for n in ("dtype", "mode"))]
     return ", ".join(part for part in parts if part)
 
 
 def area(row):
-    """Write the image size."""
+    """Return the image size in words."""
     return row["size"].replace("x", " x ")
 
 
 def compared(row):
-    """Write a row's ratios of time: to Swin-Tiny and to the plain paths."""
+    """Return a row's ratios of time: to Swin-Tiny and to the plain paths."""
     return [spread(row, name, f"{name}_min", f"{name}_max") for name in ("to_swin", "to_plain")]
 
 
 def memory(row):
-    """Write a row's memory and its ratio to Swin-Tiny's."""
+    """Return a row's memory and its ratio to Swin-Tiny's."""
     return [number(row["rise_mib"]), number(row["memory_to_swin"])]
 
 
 def limit(row):
-    """Write the GFLOP/s reached, and their share of what multiply-adds on registers alone reach."""
+    """Return the GFLOP/s reached, and their share of what multiply-adds on registers alone reach."""
     if row["gflops"] == "":
         return ["", ""]
     return [number(row["gflops"]), percent(float(row["gflops"]) / float(row["peak_gflops"]))]
 
 
 def percent(share):
-    """Write a share in percent."""
+    """Return a share in percent."""
     return f"{100 * float(share):.1f} %"
 
 
 def timed(row):
-    """Write a row's median time and its spread."""
+    """Return a row's median time and its spread."""
     return spread(row, "median_ms", "min_ms", "max_ms")
 
 
 def spread(row, middle, least, most):
-    """Write a median and, in brackets, the least and the most."""
+    """Return a median and, in brackets, the least and the most."""
     if row[middle] == "":
         return ""
     return f"{number(row[middle])} ({number(row[least])} to {number(row[most])})"
 
 
 def number(value):
-    """Write a number to three digits, without an exponent."""
+    """Return a number to three digits, without an exponent."""
     return "" if value == "" else f"{float(f'{float(value):.3g}'):,.10g}"
 
 
 def wished(rows, kind):
-    """List the targets."""
+    """Return the list of targets as Markdown."""
     return "Targets:\n\n" + "\n".join(f"- {target}" for target in targets(rows, kind))
 
 

@@ -1,1 +1,1 @@
-"""Targets that make hostile files, and see that reading them ends well: ``python -m fuzz.NAME --seconds 60``."""
+"""Fuzz targets: create hostile files and check that reading them ends well: ``python -m fuzz.NAME --seconds 60``."""

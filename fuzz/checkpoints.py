@@ -55,7 +55,7 @@ INTEGERS = (-1, 0, 1, 7, 63, 64, 255, 2**15, 2**31 - 1, 2**31, 2**32, 2**40, 2**
 
 
 class Maker:
-    """Makes the files of a seed.
+    """Create the files of a seed.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class Maker:
         self.weights = [to_official(model.state_dict()) for model in (classifier, segmenter)]
 
     def __call__(self, number: int) -> tuple[str, bytes]:
-        """Make a file: its suffix and content."""
+        """Create a file: return its suffix and content."""
         draw = random.Random(f"{self.seed} {number}")
         content = self.content(draw)
         suffix, data = self.saved(draw, content)
@@ -81,7 +81,7 @@ class Maker:
         return suffix, change(draw, data)
 
     def content(self, draw):
-        """A checkpoint's content with a few things wrong."""
+        """Return a checkpoint's content with a few things wrong."""
         weights = dict(draw.choice(self.weights))
         for _ in range(draw.choice([0, 1, 1, 2, 5])):
             name = draw.choice([name for name in weights if isinstance(name, str)])
@@ -95,11 +95,11 @@ class Maker:
         return content
 
     def drop(self, draw, weights, name):
-        """Leave a weight out."""
+        """Remove a weight."""
         del weights[name]
 
     def rename(self, draw, weights, name):
-        """Give a weight another name."""
+        """Rename a weight."""
         parts = name.split(".")
         odd = ["1000000", "-1", "x", "63", "9" * 5000, "", "\n", "\u0661"]
         parts[draw.randrange(len(parts))] = draw.choice(odd)
@@ -107,11 +107,11 @@ class Maker:
         weights[key] = weights.get(name)
 
     def replace(self, draw, weights, name):
-        """Put something else in a weight's place."""
+        """Replace a weight by something else."""
         weights[name] = self.value(draw)
 
     def spoil(self, draw, weights, name):
-        """Put a number or form that no weight has into a weight."""
+        """Replace a weight by one of a number or form that no weight has."""
         import torch
 
         weight = weights[name].clone() if isinstance(weights[name], torch.Tensor) else torch.ones(3)
@@ -124,7 +124,7 @@ class Maker:
         weights[name] = draw.choice(forms)(weight)
 
     def value(self, draw, depth=0):
-        """Anything that can be saved."""
+        """Return anything that can be saved."""
         import numpy as np
         import torch
 
@@ -144,7 +144,7 @@ class Maker:
         )  # fmt: skip
 
     def saved(self, draw, content) -> tuple[str, bytes]:
-        """Save by one of the formats; what cannot be saved becomes a small one that can."""
+        """Return suffix and bytes in one of the formats; what cannot be saved becomes a small one that can."""
         import safetensors.torch
         import torch
 
@@ -161,7 +161,7 @@ class Maker:
         return ".pth", buffer.getvalue()
 
     def same(self, draw, data: bytes) -> bytes:
-        """Leave a file as it is."""
+        """Return a file as it is."""
         return data
 
     def bits(self, draw, data: bytes) -> bytes:
@@ -200,7 +200,7 @@ class Maker:
         return rezipped(parts, zipfile.ZIP_DEFLATED if action in ("pack", "endless") else zipfile.ZIP_STORED)
 
     def program(self, draw, data: bytes) -> bytes:
-        """Change the instructions of the pickle in a file, and put it back with the right checksum."""
+        """Change the instructions of the pickle in a file, its checksum with them."""
         if zipfile.is_zipfile(io.BytesIO(data)):
             parts = unzipped(data)
             name = next(name for name in parts if name.endswith("data.pkl"))
@@ -209,7 +209,7 @@ class Maker:
         return self.instructions(draw, data)
 
     def instructions(self, draw, data: bytes) -> bytes:
-        """Drop, double, swap, exchange or make instructions."""
+        """Drop, double, swap, replace or insert instructions."""
         try:
             starts = [place for _, _, place in pickletools.genops(data)]
         except Exception:
@@ -234,7 +234,7 @@ class Maker:
         return b"".join(steps) + rest
 
     def argument(self, draw, step: bytes) -> bytes:
-        """Exchange the argument of an instruction for another of its kind."""
+        """Replace the argument of an instruction by another of its kind."""
         code = step[:1]
         if code in b"JKM\x8a":
             return whole(draw.choice(INTEGERS))
@@ -247,7 +247,7 @@ class Maker:
         return self.instruction(draw)
 
     def instruction(self, draw) -> bytes:
-        """Make an instruction."""
+        """Return an instruction."""
         simple = [
             bytes([code]) for code in b"NRbQ}])(teusa012l.o\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94\x97\x98"
         ]
@@ -264,7 +264,7 @@ class Maker:
 
 
 def laugh(make, depth: int):
-    """Containers that hold one another tenfold, ``depth`` deep: small in memory, 10^depth written out."""
+    """Return containers that hold one another tenfold, ``depth`` deep: small in memory, 10^depth written out."""
     value = make()
     for _ in range(depth):
         value = {str(i): value for i in range(10)} if make is dict else make([value] * 10)
@@ -272,7 +272,7 @@ def laugh(make, depth: int):
 
 
 def arrays(value):
-    """Exchange the tensors of a checkpoint's weights for arrays; other dicts may hold one another 10^25 times."""
+    """Replace the tensors of a checkpoint's weights by arrays; other dicts may hold one another 10^25 times."""
     if isinstance(value, dict):
         return {
             name: arrays(item) if name in ("model", "state_dict") else as_array(item) for name, item in value.items()
@@ -281,14 +281,14 @@ def arrays(value):
 
 
 def as_array(value):
-    """Exchange a tensor for an array, of its first rows where one row is repeated a million times."""
+    """Replace a tensor by an array, of its first rows where one row is repeated a million times."""
     if type(value).__name__ != "Tensor":
         return value
     return (value[:100] if value.nbytes > LARGEST_PART else value).numpy()
 
 
 def whole(number: int) -> bytes:
-    """The instruction for a whole number."""
+    """Return the instruction for a whole number."""
     if -(2**31) <= number < 2**31:
         return b"J" + struct.pack("<i", number)
     size = number.bit_length() // 8 + 1
@@ -296,18 +296,18 @@ def whole(number: int) -> bytes:
 
 
 def string(text: str) -> bytes:
-    """The instruction for a string."""
+    """Return the instruction for a string."""
     return b"X" + struct.pack("<I", len(text.encode())) + text.encode()
 
 
 def unzipped(data: bytes) -> dict[str, bytes]:
-    """The parts of a zip file."""
+    """Return the parts of a zip file."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return {each.filename: archive.read(each) for each in archive.infolist()}
 
 
 def rezipped(parts: list[tuple[str, bytes]], form: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip file of parts, of which two may have one name."""
+    """Return a zip file of parts, of which two may have one name."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", form) as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names that are there twice
@@ -361,7 +361,7 @@ def look(path: Path, events: list[str]) -> str:
 
 
 def serve(pipe) -> None:
-    """Read the files that a pipe names, and tell how each ended, its seconds and the bytes that it added at most."""
+    """Read the files that a pipe names; send how each ended, its seconds and the bytes that it added at most."""
     import torch
 
     import fast.checkpoints
@@ -389,7 +389,7 @@ def serve(pipe) -> None:
 
 
 def peak() -> int:
-    """Largest memory of this process so far, bytes."""
+    """Return the largest memory of this process so far, bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -400,7 +400,7 @@ class Reader:
         self.process = None
 
     def __call__(self, path: Path) -> tuple[str, float, int]:
-        """Read a file: outcome, seconds, bytes."""
+        """Read a file: return outcome, seconds, bytes."""
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.pipe, theirs = context.Pipe()
@@ -427,7 +427,7 @@ class Reader:
 
 
 def verdict(result: tuple[str, float, int]) -> str:
-    """Add the limits to an outcome."""
+    """Return an outcome, or the limit that was passed."""
     outcome, seconds, size = result
     if seconds > SECONDS:
         return f"wrong: {seconds:.1f} seconds ({outcome})"

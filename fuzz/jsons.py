@@ -56,7 +56,7 @@ def write_tree(root: Path) -> None:
 
 
 def seeds() -> dict[str, dict]:
-    """Give a json of each form that is in order."""
+    """Return a valid json of each form, by file name."""
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
     mask[3:9, 4:8] = 1
     packed = {"size": [HEIGHT, WIDTH], "counts": coco_mask.encode(mask)["counts"].decode()}
@@ -92,7 +92,7 @@ def seeds() -> dict[str, dict]:
 
 
 def make(seed: int, number: int) -> tuple[str, bytes]:
-    """Make a file: its name and content."""
+    """Create a file: return its name and content."""
     draw = random.Random(f"{seed} {number}")
     name, content = draw.choice(list(seeds().items()))
     content = json.loads(json.dumps(content))
@@ -162,7 +162,7 @@ def change(draw: random.Random, content):
 
 
 def use(root: Path, name: str) -> str:
-    """Open what a file describes, read every picture and describe it all; "refused" or "read"."""
+    """Open what a file describes, read every picture and describe it all: return "refused" or "read"."""
     from train.check_data import main
     from train.common.errors import UserError
     from train.data.formats import open_source
@@ -193,7 +193,7 @@ def use(root: Path, name: str) -> str:
 
 
 def refusal(error: Exception) -> str:
-    """See that an error is one line that can be printed."""
+    """Check that an error is one line that can be printed."""
     text = str(error)
     text.encode()
     assert text.strip() and "\n" not in text and len(text) < 3_000, f"its message is {text[:200]!r}"
@@ -201,7 +201,7 @@ def refusal(error: Exception) -> str:
 
 
 def check(sample, classes: int) -> None:
-    """See that a sample is whole."""
+    """Check that a sample is whole."""
     shape, count = sample.image.shape[:2], len(sample.labels)
     assert sample.image.dtype == np.uint8 and sample.image.shape == (*shape, 3)
     assert sample.masks.dtype == bool and sample.masks.shape == (count, *shape)
@@ -210,7 +210,7 @@ def check(sample, classes: int) -> None:
 
 
 def run(root: Path, name: str, data: bytes) -> str:
-    """Use one file within the limits; "read", "refused" or the trouble."""
+    """Use one file within the limits: return "read", "refused" or what is wrong."""
     for other in seeds():
         (root / other).unlink(missing_ok=True)
     (root / name).write_bytes(data)
@@ -228,12 +228,12 @@ def run(root: Path, name: str, data: bytes) -> str:
 
 
 def peak() -> int:
-    """Give this process's largest resident memory so far, bytes."""
+    """Return the largest resident memory of this process so far, bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> int:
-    """Run cases until the time is over; exit code 1 if one failed."""
+    """Run cases until the time is over: return 1 if one failed."""
     parser = argparse.ArgumentParser(prog="python -m fuzz.jsons", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
