@@ -13,7 +13,7 @@ from docutils.utils.math import MathError, latex2mathml
 from sphinx.ext import autosummary
 from sphinx.util import logging
 
-autosummary.WELL_KNOWN_ABBREVIATIONS += ("sec.", "Eq.", "Fig.", "ref.")  # no ends of a summary
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("sec.", "Eq.", "eq.", "Fig.", "ref.")  # no ends of a summary
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -35,6 +35,7 @@ myst_heading_anchors = 4
 autodoc_mock_imports = ["cupy"]
 autodoc_inherit_docstrings = False
 autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
+autodoc_default_options |= {"ignore-module-all": True}  # each name where it is defined, once
 napoleon_google_docstring = False
 napoleon_use_param = napoleon_use_rtype = False  # types are prose: nothing to link
 
