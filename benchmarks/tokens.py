@@ -95,7 +95,7 @@ def main(arguments):
 
 
 def of_table(table, config, names):
-    """Make the networks of an ablation's rows: (row, seed, model, validation set) of each checkpoint that is there."""
+    """Yield the networks of an ablation's rows: (row, seed, model, validation set) of each checkpoint that is there."""
     folder, shared = table.with_suffix(""), Shared()
     paths = {(name, seed): folder / f"{name}_{seed}" / "segment" / LAST for name, seed in read_runs(table)}
     runs = [run for run, path in paths.items() if run[0] in names and path.is_file()]
@@ -110,7 +110,7 @@ def of_table(table, config, names):
 
 
 def of_weights(weights, config):
-    """Make one segmenter as it is, and with every second token of every second row: as ``of_table`` does."""
+    """Yield one segmenter as it is, and with every second token of every second row: as ``of_table`` does."""
     config.model.init = weights
     val_set = open_sets(config)[1]
     yield Path(weights).stem, 0, build_model(config, val_set.class_names), val_set
@@ -131,12 +131,12 @@ def count(model, val_set, rules):
 
 
 def shown(value):
-    """Write a number with three places at most."""
+    """Return a number with three places at most."""
     return f"{value:.3f}" if isinstance(value, float) else value
 
 
 def describe(lines):
-    """Write the table's lines: means over the seeds."""
+    """Yield the table's lines: means over the seeds."""
     yield "| row | seeds | objects | cells | tokens after merge 1 / 2 / 3 | without a token, % |"
     yield "|---|---|---|---|---|---|"
     for name in dict.fromkeys(line["row"] for line in lines):
