@@ -37,7 +37,7 @@ def curve_ranks(nh, nw, curve="scanline", device=None):
         code = _spread_bits(ix) | _spread_bits(iy) << 1
         return code.flatten().argsort().argsort().reshape(nh, nw)
     cells = torch.tensor(_recursive_path(nh, nw, curve), device=device)  # iy * nw + ix, in the order of the visit
-    return torch.empty_like(cells).scatter_(0, cells, torch.arange(nh * nw, device=device)).reshape(nh, nw)
+    return cells.scatter(0, cells, torch.arange(nh * nw, device=device)).reshape(nh, nw)
 
 
 def _spread_bits(x):

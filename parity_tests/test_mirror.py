@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ONLY_REFERENCE = {"layers"}  # fast takes these from torch.nn
 ONLY_FAST = {  # names and files; the operators are in fast/ops
     *("checkpoint_files", "checkpoints", "doctor", "interface", "models", "plain_pickle", "pretrained", "segmenter"),
-    *("hub", "timm_models"),
+    *("hub", "onnx_export", "timm_models"),
 }
 STEMS = sorted(p.stem for p in (ROOT / "reference").glob("*.py") if p.stem not in {"__init__", *ONLY_REFERENCE})
 # Reference functions that take weights: the method that stands for each in fast, and the arguments that it does not
@@ -190,7 +190,11 @@ def test_reference_imports_no_torch():
 def test_fast_imports_torch_and_numpy_alone():
     late = {"safetensors", "scipy"}  # only inside the functions that need them
     allowed = {"torch", "numpy", *late, *sys.stdlib_module_names}
-    own = {"timm_models": {"timm"}, "hub": {"huggingface_hub"}}  # files that no other imports
+    own = {
+        "timm_models": {"timm"},
+        "hub": {"huggingface_hub"},
+        "onnx_export": {"onnx", "onnxscript"},
+    }  # files that no other imports
     for path in (ROOT / "fast").glob("*.py"):
         assert set(imports(path)) <= allowed | own.get(path.stem, set()), path
         assert not set(own) & set(inner_imports(path)), path

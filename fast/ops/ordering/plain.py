@@ -24,7 +24,7 @@ def anchor_ratio(positions, ranks, grid_size):
     patch_rank = ranks.flatten()[patch]
     if nh * nw == 1:
         return patch_rank, torch.zeros_like(patch, dtype=torch.float64)
-    path = torch.empty_like(ranks.flatten()).scatter_(0, ranks.flatten(), torch.arange(nh * nw, device=ranks.device))
+    path = ranks.flatten().scatter(0, ranks.flatten(), torch.arange(nh * nw, device=ranks.device))
     anchor_x = (2 * (path % nw) + 1) * w - nw  # in the curve's order, scaled by 2 nw
     anchor_y = (2 * (path // nw) + 1) * h - nh
     previous = _squared_distance(positions, _extended(anchor_x)[patch_rank], _extended(anchor_y)[patch_rank], nh, nw)
@@ -65,8 +65,8 @@ def cluster_tokens(positions, ranks, cluster_size, grid_size):
     order = order.gather(1, ratio.gather(1, order).argsort(dim=1, stable=True))
     order = order.gather(1, patch_rank.gather(1, order).argsort(dim=1, stable=True))
     token = torch.arange(n, device=positions.device)
-    cluster = torch.empty_like(order).scatter_(1, order, (token // cluster_size).expand_as(order))
-    place = torch.empty_like(order).scatter_(1, order, token.expand_as(order))
+    cluster = order.scatter(1, order, (token // cluster_size).expand_as(order))
+    place = order.scatter(1, order, token.expand_as(order))
     members = torch.cat([order, order.new_full((batch, k * cluster_size - n), -1)], dim=1).view(batch, k, cluster_size)
     return order, cluster, place, members, cluster_sums(positions, order, cluster_size)[0]
 
