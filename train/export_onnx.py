@@ -1,8 +1,8 @@
 """Write a trained classifier or segmenter as an ONNX file, for onnxruntime and others: one image size, any batch.
 
-    python -m train.export_onnx nuclei --size 512 512                    # weights that ship: writes nuclei.onnx
-    python -m train.export_onnx outputs/demo/best.pt --out segmenter.onnx
-    python -m train.export_onnx digits --features                        # the backbone: four stages' tokens
+    python -m train.export_onnx digits                                 # weights that ship: writes digits.onnx
+    python -m train.export_onnx outputs/digits_nano/best.pt --out classifier.onnx
+    python -m train.export_onnx nuclei --features --size 128 128         # the backbone: four stages' tokens
 
 The file says in its metadata its kind, classes, input_size, and the mean and std by which pictures in 0..1 are
 normalised. Nothing is written over a file that is not as we wrote it. Needs the packages of the extra "onnx".
