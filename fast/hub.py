@@ -178,7 +178,7 @@ def wrap(model, classes=None, normalization=None):
     model : AutoFocusFormer, Mask2Former or HCFormer
         Its modules are shared, not copied.
     classes : sequence of str, optional
-        Names of the classes, in the order of their numbers.
+        Names of the classes, in the order of their numbers; by default those of shipped weights.
     normalization : (mean, std), optional
         Of the pictures it was trained on, each three numbers; by default of ``model.pretrained_cfg``, or ImageNet's.
 
@@ -199,16 +199,26 @@ def wrap(model, classes=None, normalization=None):
     kind = _OF[type(model)]
     wrapped = kind.__new__(kind)
     wrapped.__dict__.update(model.__dict__)
-    known = getattr(model, "pretrained_cfg", None) or {"mean": MEAN, "std": STD}
-    wrapped.classes, wrapped.normalization = classes, normalization or (known["mean"], known["std"])
+    known = getattr(model, "backbone", model).pretrained_cfg
+    names = known.get("label_names")
+    wrapped.classes = names if classes is None and _fits(names, model) else classes
+    wrapped.normalization = normalization or (known["mean"], known["std"])
     return wrapped
 
 
 def check_names(classes, model):
     """Raise ValueError unless there is a name for each class of the model, or none at all."""
-    count = getattr(model, "num_classes", model.config.num_classes)
-    if classes is not None and (isinstance(classes, str) or len(classes) != count):
+    if classes is not None and not _fits(classes, model):
+        count = _count(model)
         raise ValueError(f"classes must hold {count} names, as many as the model has classes, not {str(classes):.80}")
+
+
+def _fits(classes, model):
+    return classes is not None and not isinstance(classes, str) and len(classes) == _count(model)
+
+
+def _count(model):
+    return getattr(model, "num_classes", model.config.num_classes)
 
 
 def from_pretrained(pretrained_model_name_or_path, **options):

@@ -140,9 +140,16 @@ def _create_model(name, features_only, pretrained, global_pool, overrides):
         config, name = Config(**settled(chosen, facts["backbone"], overrides)), facts["model"]
         model = AutoFocusFormer(config, features_only, global_pool)
         put(model, backbone_weights(weights, model) if features_only else weights)
-        more = {"tag": chosen, "mean": tuple(facts["input"]["mean"]), "std": tuple(facts["input"]["std"])}
+        more = _cfg_of(chosen, facts, 0 if features_only else config.num_classes)
     model.pretrained_cfg = model.default_cfg = pretrained_cfg(config, name, **more)
     return model
+
+
+def _cfg_of(name, facts, num_classes):
+    """Return what shipped weights say in pretrained_cfg; its label_names where the classifier is that of the file."""
+    names = facts["classes"] if len(facts["classes"] or []) == num_classes else None
+    mean, std = (tuple(facts["input"][key]) for key in ("mean", "std"))
+    return {"tag": name, "mean": mean, "std": std, "label_names": names}
 
 
 def own_names(overrides):
@@ -226,7 +233,9 @@ def _pretrained_segmenter(backbone, head, backbone_overrides, pretrained, overri
     if head not in (None, facts["head"]):
         raise ValueError(f"the weights {name!r} have a {facts['head']} head, not {head}")
     body = AutoFocusFormer(Config(**settled(name, facts["backbone"], backbone_overrides)), features_only=True)
-    return put(HEADS[facts["head"]](body, HeadConfig(**settled(name, facts["head_config"], overrides))), weights)
+    head_config = HeadConfig(**settled(name, facts["head_config"], overrides))
+    body.pretrained_cfg = pretrained_cfg(body.config, facts["model"], **_cfg_of(name, facts, head_config.num_classes))
+    return put(HEADS[facts["head"]](body, head_config), weights)
 
 
 def weights_of_file(path, model):

@@ -54,11 +54,13 @@ def test_a_saved_model_comes_back_to_the_bit(name, tmp_path):
     assert ("a, b, c, d, e" in card) == (classes is not None)
 
 
-def test_what_ships_keeps_its_normalisation(tmp_path):
-    model = fast.create_model(pretrained="digits")
-    hub.wrap(model).save_pretrained(tmp_path)
-    facts = fast.pretrained_facts("digits")["input"]
-    assert json.loads((tmp_path / "config.json").read_text())["input"] == {"mean": facts["mean"], "std": facts["std"]}
+@pytest.mark.parametrize("name, create", [("digits", fast.create_model), ("nuclei", fast.create_segmenter)])
+def test_what_ships_keeps_its_classes_and_normalisation(tmp_path, name, create):
+    hub.wrap(create(pretrained=name)).save_pretrained(tmp_path)
+    facts, saved = fast.pretrained_facts(name), json.loads((tmp_path / "config.json").read_text())
+    assert saved["input"] == {key: facts["input"][key] for key in ("mean", "std")}
+    assert saved["classes"] == facts["classes"] == hub.from_pretrained(tmp_path).classes
+    assert hub.wrap(create(pretrained=name, num_classes=3)).classes is None
 
 
 def test_a_changed_classifier_is_saved_as_it_is(tmp_path):
