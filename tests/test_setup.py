@@ -69,3 +69,10 @@ def test_nothing_names_a_registry_host_or_a_machine_path():
     hosts = re.compile(r"(index-url|find-links|https?://[^\s]*(pypi|pythonhosted|anaconda))")
     for name in ("constraints.txt", "environment.yml", "pyproject.toml", "Makefile", ".pre-commit-config.yaml"):
         assert not hosts.search((ROOT / name).read_text()), name
+
+
+def test_one_version():
+    version = project()["version"]
+    heading = re.search(r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert heading.groups() == (version, str(citation["date-released"])) and citation["version"] == version
