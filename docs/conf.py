@@ -25,10 +25,12 @@ root_doc = "README"
 include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md", "docs/api/*", "notebooks/*.*"]
 include_patterns += [f"{folder}/*.md" for folder in ("reference", "benchmarks", "fast/weights")]
 exclude_patterns = [".*", "build", "outputs"]
+suppress_warnings = ["toc.empty_glob"]  # patterns are for pages to come
 highlight_language = "text"
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # outputs hold tables
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 
@@ -58,21 +60,26 @@ The definition, in order <reference/README>
 ```{toctree}
 :hidden:
 :caption: Use
+:glob:
 
 docs/api
 fast/weights/README
 nuclei <fast/weights/nuclei>
 scattered_digits <fast/weights/scattered_digits>
 digits <fast/weights/digits>
+fast/weights/*
 ```
 ```{toctree}
 :hidden:
 :caption: Evidence
+:glob:
 
 docs/evidence
 benchmarks/README
+Ablation of nuclei <benchmarks/ablation_nuclei>
 Ablation of small digits <benchmarks/ablation_small_digits>
 Ablation of digits <benchmarks/ablation_digits>
+benchmarks/*
 docs/LOG
 ```
 ```{toctree}
