@@ -25,7 +25,6 @@ root_doc = "README"
 include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md", "docs/api/*", "notebooks/*.*"]
 include_patterns += [f"{folder}/*.md" for folder in ("reference", "benchmarks", "fast/weights")]
 exclude_patterns = [".*", "build", "outputs"]
-suppress_warnings = ["toc.empty_glob"]  # patterns are for pages to come
 highlight_language = "text"
 
 nb_execution_mode = "off"
@@ -47,6 +46,15 @@ html_title = project
 html_static_path = html_css_files = ["site.css"]
 html_show_copyright = False
 
+CARDS = "\n".join(
+    f"{path.stem} <fast/weights/{path.stem}>"
+    for path in sorted(ROOT.glob("fast/weights/*.md"))
+    if path.stem != "README"
+)
+ABLATIONS = "\n".join(
+    f"Ablation of {path.stem.removeprefix('ablation_').replace('_', ' ')} <benchmarks/{path.stem}>"
+    for path in sorted(ROOT.glob("benchmarks/ablation_*.md"))
+)
 # Pages that have no table of contents of their own where they are read elsewhere.
 CONTENTS = {
     "README": """
@@ -60,26 +68,22 @@ The definition, in order <reference/README>
 ```{toctree}
 :hidden:
 :caption: Use
-:glob:
 
 docs/api
 fast/weights/README
-nuclei <fast/weights/nuclei>
-scattered_digits <fast/weights/scattered_digits>
-digits <fast/weights/digits>
-fast/weights/*
+"""
+    + CARDS
+    + """
 ```
 ```{toctree}
 :hidden:
 :caption: Evidence
-:glob:
 
 docs/evidence
 benchmarks/README
-Ablation of nuclei <benchmarks/ablation_nuclei>
-Ablation of small digits <benchmarks/ablation_small_digits>
-Ablation of digits <benchmarks/ablation_digits>
-benchmarks/*
+"""
+    + ABLATIONS
+    + """
 docs/LOG
 ```
 ```{toctree}
