@@ -22,7 +22,6 @@ from .backbone import AutoFocusFormer
 from .checks import is_whole, shown
 from .clustering import patch_grid
 from .curves import curve_ranks
-from .mask2former import Mask2Former
 from .neighborhoods import nearest_count
 from .ops import dispatch, ordering
 from .ops.indexing import gather_rows
@@ -39,11 +38,11 @@ PLAIN = {operator: paths[-1] for operator, paths in dispatch.PATHS.items()}
 
 
 def export_onnx(model, size, classes=None, mean=MEAN, std=STD, positions=False):
-    """Export a classifier, a feature extractor or an HCFormer; Mask2Former is refused: onnxruntime's masks are wrong.
+    """Export a classifier, a feature extractor, or a segmenter of either head.
 
     Parameters
     ----------
-    model : AutoFocusFormer or HCFormer
+    model : AutoFocusFormer, Mask2Former or HCFormer
         In float32 on the CPU. It is put into evaluation.
     size : (H, W)
         Of the images, pixels. The numbers of tokens follow from it, so that a file is for one size.
@@ -131,8 +130,6 @@ def _check(model, size):
         raise TypeError(f"size must be two whole numbers, height and width in pixels, not {shown(size)}")
     if min(size) < SMALLEST_SIDE:
         raise ValueError(f"size must be at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, not {size[0]} x {size[1]}")
-    if isinstance(model, Mask2Former):  # onnxruntime finds the same tokens, but masks that are no numbers
-        raise ValueError("a Mask2Former head cannot be exported yet: export its backbone (features), or HCFormer")
     odd = next((w for w in model.parameters() if w.dtype != torch.float32 or w.device.type != "cpu"), None)
     if odd is not None:
         raise ValueError(f"model must be in float32 on the CPU, not {odd.dtype} on {odd.device}: model.float().cpu()")
@@ -158,7 +155,8 @@ def _convert(program, names, facts):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the packages, about each other
             logger.setLevel(logging.ERROR)  # or it says what it does not fold
-            options = {"input_names": ["images"], "output_names": names, "opset_version": OPSET}
+            # not optimised: the optimiser takes Shepard's + 1e-11 for + 0 and drops it, then 1 / 0 is no number
+            options = {"input_names": ["images"], "output_names": names, "opset_version": OPSET, "optimize": False}
             proto = torch.onnx.export(program, (), dynamo=True, verbose=False, **options).model_proto
     finally:
         logger.setLevel(level)

@@ -30,7 +30,7 @@ def session(content):
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("name", ["classifier", "hcformer"])  # seconds each
+@pytest.mark.parametrize("name", ["classifier", "mask2former", "hcformer"])  # seconds each
 @torch.no_grad()
 def test_onnxruntime_computes_what_the_model_does(name):
     model = MODELS[name]()
@@ -69,8 +69,6 @@ def test_a_size_that_does_not_fit_is_refused(size, error, message):
 def test_other_models_are_refused():
     with pytest.raises(TypeError, match="must be an AutoFocusFormer or a segmenter, not 'Linear'"):
         export_onnx(torch.nn.Linear(1, 1), SIZE)
-    with pytest.raises(ValueError, match="a Mask2Former head cannot be exported yet"):
-        export_onnx(MODELS["mask2former"](), SIZE)
     with pytest.raises(ValueError, match=r"not torch.float16 on cpu: model.float\(\).cpu\(\)"):
         export_onnx(MODELS["classifier"]().half(), SIZE)
 

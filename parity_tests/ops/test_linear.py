@@ -52,7 +52,7 @@ ACTIVATIONS = {None: lambda y: y, torch.relu: torch.relu, nn.GELU(): torch.nn.fu
 
 
 @pytest.mark.parametrize("with_sum", [False, True], ids=["alone", "sum"])
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=["none", "relu", "gelu", "tanh"])
 @pytest.mark.parametrize("gradients", [False, True], ids=["forward", "with_gradients"])
 def test_activation_and_sum_are_part_of_the_product(gradients, activation, with_sum, taken):
     torch.manual_seed(0)
