@@ -116,6 +116,8 @@ def mark_literal(app, what, name, obj, options, lines):
         line, blank, block = lines[number : number + 3]
         if line.strip() and not blank.strip() and indentation(block) > indentation(line):
             lines[number + 1 : number + 1] = ["", " " * indentation(line) + "::"]
+    if what in ("attribute", "data", "property") and lines:
+        lines[0] = ": " + lines[0]  # no type first: napoleon would take what is before the first colon for one
 
 
 def indentation(line):
