@@ -171,7 +171,7 @@ _OF = {kind.__bases__[0]: kind for kind in KINDS.values()}
 
 
 def wrap(model, classes=None, normalization=None):
-    """Give a model the methods of the hub.
+    """Add the methods of the hub to a model.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ def as_base64(figure):
 
 
 def live(draw, place=(0.5, 0.5), **sliders):
-    """Put sliders above a picture that is drawn anew whenever one is moved or the picture is clicked.
+    """Show sliders above a picture that is drawn anew whenever one is moved or the picture is clicked.
 
     Parameters
     ----------

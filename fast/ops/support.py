@@ -34,7 +34,7 @@ def unavailable(kind, device, interpreter=False):
 
 @functools.cache
 def onednn_unavailable():
-    """Say in one line why oneDNN would not multiply faster than PyTorch's own library, or return None if it would."""
+    """Return why oneDNN would not multiply faster than PyTorch's own library, in one line, or None if it would."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return "this PyTorch has no oneDNN"
     if torch.backends.cpu.get_cpu_capability() != "AVX512":

@@ -125,7 +125,7 @@ def side_of(place: float, first: str, last: str) -> str:
 
 
 def count_of(segments: list[dict]) -> str:
-    """Say how many segments there are, and of what if all are of one class, whose name is then not written on them."""
+    """Return how many segments there are, and of what if of one class, whose name is then not written on them."""
     names = {each["name"] for each in segments}
     return f"{len(segments)} segments" + (f": {names.pop()}" if len(names) == 1 else "")
 
