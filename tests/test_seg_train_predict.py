@@ -127,7 +127,7 @@ def peak_of(task, queries, classes):
 )
 def test_memory_is_bounded_by_the_picture(task, queries, classes):
     """One map of float32 has 4 MiB; all queries' would have 1200, all classes' 2400."""
-    assert measure.in_own_process(peak_of, task, queries, classes) < 250
+    assert measure.in_own_process(peak_of, task, queries, classes) < 400  # 80 to 260, as the allocator has it
 
 
 def test_what_the_network_sees_at_once_is_bounded():

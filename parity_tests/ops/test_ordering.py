@@ -122,8 +122,11 @@ def test_one_token_and_no_image(m, path):
 @pytest.mark.skipif("cpu" not in PATHS, reason="needs a compiler")
 @pytest.mark.parametrize("token", [(-1, 0), (6, 0), (0, 4), (0, -(2**62)), (2**62, 1)])
 def test_the_kernel_refuses_tokens_off_the_grid(token):
-    with pytest.raises(ValueError, match="1 tokens are off the grid h, w = 4, 6"):
-        clusters_by("cpu", torch.tensor([[[0, 0], token, [5, 3]]]), 2, (4, 6))
+    positions = torch.tensor([[[0, 0], token, [5, 3]]])
+    with pytest.raises(ValueError, match="[xy] of positions must be from 0 to [35], not "):
+        clusters_by("cpu", positions, 2, (4, 6))
+    with dispatch.force(ordering="cpu"), pytest.raises(ValueError, match="1 tokens are off the grid h, w = 4, 6"):
+        cluster_tokens(positions, ranks_for(3, 2, (4, 6)), 2, (4, 6))
 
 
 def chosen_by_definition(values, keep):
