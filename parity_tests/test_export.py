@@ -28,9 +28,7 @@ def leaves(output):
     return pytree.tree_leaves(output)
 
 
-@pytest.mark.parametrize(
-    "name, paths", [*((name, "best") for name in MODELS), ("classifier", "plain"), ("mask2former", "plain")]
-)
+@pytest.mark.parametrize("name, paths", [*((name, "best") for name in MODELS), ("classifier", "plain")])
 @torch.no_grad()
 def test_exported_models_take_any_batch(name, paths, monkeypatch):
     """Also where the first call of all is the export: paths are chosen, and geometry is kept, outside of the trace."""
