@@ -3,7 +3,7 @@
 Commands (each has ``--help``):
 
 =================================  =============================================================
-``python -m train.demo``           the demonstration: a segmenter of small digits, in five minutes
+``python -m train.demo``           the demonstration: a segmenter of small digits, in three minutes
 ``python -m train.demo_classify``  the classifier's demonstration, in two minutes
 ``python -m train.classify``       train and evaluate a classifier by a config of ``train/configs``
 ``python -m train.evaluate``       top-1 and top-5 of a checkpoint
