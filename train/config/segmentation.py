@@ -58,8 +58,11 @@ class Data(Section):
 
 
 class Optim(Section):
-    """AdamW and its limits."""
+    """The optimiser and its limits."""
 
+    kind: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: orthogonal steps for matrices, NAdamW for all else; small networks learn faster"
+    )
     lr: float | None = Field(None, gt=0, description="peak learning rate; null: lr_per_batch x total batch / batch")
     lr_per_batch: float = Field(2e-4, gt=0, description="peak learning rate for a total batch of optim.batch")
     batch: int = Field(32, ge=1, description="total batch that lr_per_batch is for")

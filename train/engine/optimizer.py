@@ -1,4 +1,4 @@
-"""The optimiser of both tasks: AdamW with timm's grouping, at a rate for the total batch, by layer if asked."""
+"""The optimiser of both tasks: AdamW or Muon, with timm's grouping, at a rate for the total batch, by layer if asked."""
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -39,9 +39,12 @@ def peak_rate(config: Section) -> tuple[float, str]:
 
 
 def build_optimizer(model: nn.Module, config: Section) -> torch.optim.Optimizer:
-    """Create AdamW for the parameters that are trained.
+    """Create the optimiser of the parameters that are trained: AdamW, or for a segmenter Muon if asked.
 
-    The groups and their order are part of a checkpoint's optimiser state.
+    Muon (K. Jordan et al., https://kellerjordan.github.io/posts/muon) makes the step of a matrix orthogonal; timm's,
+    with Nesterov's momentum, scales it as large as AdamW's would be (Moonlight, arXiv:2502.16982) so that both take the
+    same learning rates. Norms, biases, embeddings and matrices with a side below 4 go on with NAdamW. The groups and
+    their order are part of a checkpoint's optimiser state.
 
     Parameters
     ----------
@@ -51,9 +54,11 @@ def build_optimizer(model: nn.Module, config: Section) -> torch.optim.Optimizer:
 
     Returns
     -------
-    AdamW
+    Optimizer
     """
     optim, rate = config.optim, peak_rate(config)[0]
+    if isinstance(optim, segmentation.Optim) and optim.kind == "muon":
+        return create_optimizer_v2(segmenter_groups(model, optim, rate), opt="nmuon", lr=rate, betas=optim.betas)
     if isinstance(optim, segmentation.Optim):
         return torch.optim.AdamW(segmenter_groups(model, optim, rate), betas=optim.betas, fused=True)
     parameters = model if optim.layer_decay is None else layer_groups(model, optim.weight_decay, optim.layer_decay)
@@ -88,6 +93,8 @@ def segmenter_groups(model: nn.Module, optim: segmentation.Optim, rate: float) -
         inside = name.startswith(BACKBONE)
         key = (inside, free, depths.get(name, 0))
         group = {"lr": rate * (optim.backbone if inside else 1), "weight_decay": 0.0 if free else decay}
+        if optim.kind == "muon":
+            group["use_fallback"] = free  # no matrix
         if depths:
             group["lr_scale"] = layer_decay ** depths[name]
         groups.setdefault(key, group | {"params": []})["params"].append(parameter)
