@@ -40,11 +40,8 @@ def main(arguments):
     parser.add_argument("--rows", help="names of rows, as full,gridded; default: all that the file has")
     parser.add_argument("--out", type=Path, help="picture to write; default: beside the CSV file")
     options, overrides = parser.parse_known_args(arguments)
-    config, runs = load_config(options.config, overrides, Config), read_runs(options.table)
-    names = [name for name in choose_rows(options.rows, config) if any(row == name for row, _ in runs)]
-    seeds = sorted({seed for _, seed in runs if all((name, seed) in runs for name in names)})
-    if not names or not seeds:
-        raise UserError(f"{options.table} has no seed with all of these rows: run python -m train.ablate first")
+    config = load_config(options.config, overrides, Config)
+    runs, names, seeds = choose_runs(options.table, config, options.rows)
     rows = {name: [runs[name, seed]["AP"] for seed in seeds] for name in names}
     picture = options.out or options.table.with_suffix(".png")
     check_free(picture)
@@ -56,6 +53,16 @@ def main(arguments):
         print(f"{name:20} AP {mean:5.1f}  {milliseconds:6.2f} ms  {flops / 1e6:7.1f} million operations")
     write_picture(picture, draw(rows, costs))
     return 0
+
+
+def choose_runs(table, config, rows):
+    """Read a table of train.ablate: its runs, the names of --rows that it has, and the seeds that all of them have."""
+    runs = read_runs(table)
+    names = [name for name in choose_rows(rows, config) if any(row == name for row, _ in runs)]
+    seeds = sorted({seed for _, seed in runs if all((name, seed) in runs for name in names)})
+    if not names or not seeds:
+        raise UserError(f"{table} has no seed with all of these rows: run python -m train.ablate first")
+    return runs, names, seeds
 
 
 def measure_rows(config, names):

@@ -92,6 +92,11 @@ class SwinSegmenter(nn.Module):
         if section.init_gain is not None:
             draw_weights(self.network.model.pixel_level_module.encoder, section.init_gain)
 
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that are no matrices of a layer: Swin's tables of position biases, the levels' codes."""
+        ends = ("relative_position_bias_table", "level_embed")
+        return {name for name, _ in self.named_parameters() if name.endswith(ends)}
+
     def get_classifier(self) -> nn.Module:
         """Return the layer that gives the classes' logits."""
         return self.network.class_predictor
@@ -136,7 +141,10 @@ def read_done(path):
     if not path.exists():
         return set()
     with open(path, newline="", encoding="utf-8") as file:
-        return {(line["network"], line["seed"]) for line in csv.DictReader(file)}
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(f"{path} is no table of benchmarks.rival: name another file by --out")
+        return {(line["network"], line["seed"]) for line in reader}
 
 
 def add_run(path, run):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fast
-from benchmarks import cost
+from benchmarks import areas, cost
 from benchmarks.flops import attention_flop, count_flops, merge_flop
 from fast.neighborhoods import stage_geometry
 from fast.patch_embedding import grid_positions
@@ -56,20 +56,41 @@ def test_fewer_tokens_cost_less_and_the_choice_of_tokens_nothing():
     assert counts[0] == counts[1] > counts[2]
 
 
+COMMON = dict.fromkeys(NUMBERS, 1.0) | {"settings": "s", "machine": "m", "versions": "v"}
+
+
+def test_picture_by_area(tmp_path, capsys):
+    table = tmp_path / "t.csv"
+    with pytest.raises(UserError, match=r"t\.csv has no seed with all of these rows"):
+        areas.main([str(table), "--config", "nuclei"])
+    for row, seed, small in (
+        ("full", 0, 40.0),
+        ("full", 1, 42.0),
+        ("full", 2, 9.0),
+        ("gridded", 0, 30.0),
+        ("gridded", 1, 34.0),
+    ):
+        append_run(table, COMMON | {"row": row, "seed": seed, "AP_small": small, "AP_large": None if seed else 3.0})
+    assert areas.main([str(table), "--config", "nuclei"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 seeds: 0, 1" and [line.split()[0] for line in lines].count("AP_large") == 0
+    assert "AP_small    41.0" in lines[3] and lines[-2].endswith("AP_small    32.0  -9.0 (-21.7 to +3.7)")
+    assert (tmp_path / "t_areas.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_picture_over_cost(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cost, "PICTURES", 1)
     monkeypatch.setattr(cost, "ROUNDS", 1)
     table = tmp_path / "t.csv"
     with pytest.raises(UserError, match=r"t\.csv has no seed with all of these rows"):
         cost.main([str(table), "--config", "small_digits"])
-    common = dict.fromkeys(NUMBERS, 1.0) | {"settings": "s", "machine": "m", "versions": "v"}
     for row, seed, ap in (
         ("full", 0, 40.0),
         ("full", 1, 42.0),
         ("full", 2, 50.0),
         *(("rate_1_5", n, 30.0) for n in (0, 2)),
     ):
-        append_run(table, common | {"row": row, "seed": seed, "AP": ap})
+        append_run(table, COMMON | {"row": row, "seed": seed, "AP": ap})
     threads = torch.get_num_threads()
     assert cost.main([str(table), "--config", "small_digits"]) == 0
     torch.set_num_threads(threads)

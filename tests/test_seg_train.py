@@ -101,6 +101,27 @@ def test_groups_spare_norms_embeddings_and_vectors():
     assert len({id(group) for group in groups.values()}) == 4
 
 
+def test_muon_steps_matrices_orthogonally_and_leaves_the_rest_to_nadamw():
+    model = model_of("--model.backbone.layer_scale", 1e-5)
+    config = config_of("--optim.kind", "muon", "--optim.weight_decay", 0, "--optim.backbone", 1, "--optim.lr", 0.01)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(model, config)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    embeddings = ("query_features.weight", "query_positions.weight", "level_embedding", "level_embedding.weight")
+    seen = set()
+    for name, parameter in model.named_parameters():
+        step = (before[name] - parameter.detach()).flatten(1) if parameter.ndim > 1 else None
+        matrix = step is not None and not name.endswith(embeddings) and parameter.shape[0] > 1 and min(step.shape) > 3
+        assert optimizer.state[parameter]["use_muon"] == matrix, name
+        if matrix:  # all singular values near lr x 0.2 sqrt(longer side): the iteration's end is no exact 1
+            values = torch.linalg.svdvals(step) / (0.01 * 0.2 * max(step.shape) ** 0.5)
+            assert values.min() > 0.4 and values.max() < 1.5, name
+        seen.add(matrix)
+    assert seen == {True, False}
+
+
 def test_passes_go_on_where_the_last_ended_and_are_shared_by_ranks():
     config = config_of("--run.batch_size", 1)
     samples, ranks = run_of(config).train_set, Ranks("cpu")
@@ -116,8 +137,20 @@ def test_passes_go_on_where_the_last_ended_and_are_shared_by_ranks():
     assert np.array_equal(np.concatenate(mixed), whole)
 
 
-def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(tmp_path, monkeypatch):
-    options = ["--run.ema", 0.9, "--run.batch_size", 2, "--model.backbone.drop_path", 0.3, "--data.val_length", 2]
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(tmp_path, monkeypatch, kind):
+    options = [
+        "--optim.kind",
+        kind,
+        "--run.ema",
+        0.9,
+        "--run.batch_size",
+        2,
+        "--model.backbone.drop_path",
+        0.3,
+        "--data.val_length",
+        2,
+    ]
     honest = engine.report
 
     def stop_at_3(run, *rest):

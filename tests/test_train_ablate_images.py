@@ -14,6 +14,7 @@ from train.ablation.table import read_runs
 from train.common.errors import UserError
 from train.config.loader import load_config
 from train.data.formats import open_source
+from train.engine.optimizer import build_optimizer
 from train.models.segmenter import build_model
 
 from . import seg_trees as trees
@@ -92,5 +93,17 @@ def test_the_rival_is_as_large_as_ours_and_speaks_as_ours_does(data):
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
     images = torch.randn(2, 3, 64, 64)
     for output in (network(images), ours(images)):
-        assert output.class_queries_logits.shape == (2, 40, 2) and output.masks_queries_logits.shape == (2, 40, 16, 16)
+        assert output.class_queries_logits.shape == (2, 25, 2) and output.masks_queries_logits.shape == (2, 25, 16, 16)
         assert len(output.auxiliary_logits) == config.model.overrides["decoder_layers"]
+    groups = build_optimizer(network, config).param_groups
+    free = {id(each) for group in groups if not group["weight_decay"] for each in group["params"]}
+    tables = [each for name, each in network.named_parameters() if name.endswith("position_bias_table")]
+    assert tables and all(id(each) in free for each in tables)
+
+
+def test_the_rival_adds_to_no_other_table(data, tmp_path, capsys):
+    other = tmp_path / "mine.csv"
+    other.write_text("name,phone\nA,1\n")
+    with pytest.raises(UserError, match="mine.csv is no table of benchmarks.rival: name another file by --out"):
+        rival.main(["--config", "nuclei", "--data", str(data), "--out", str(other)])
+    assert other.read_text() == "name,phone\nA,1\n"

@@ -1,4 +1,4 @@
-"""The optimiser of both tasks: AdamW or Muon, with timm's grouping, at a rate for the total batch, by layer if asked."""
+"""The optimiser of both tasks: AdamW or Muon, timm's grouping, at a rate for the total batch, by layer if asked."""
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -80,11 +80,12 @@ def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> l
 def segmenter_groups(model: nn.Module, optim: segmentation.Optim, rate: float) -> list[dict]:
     """Group a segmenter's parameters: head and backbone, each with and without weight decay; more for layers if asked.
 
-    Norms, 1-D parameters and embeddings (queries', levels') are not decayed.
+    Norms, 1-D parameters, embeddings (queries', levels') and what ``model.no_weight_decay()`` names are not decayed.
     """
     decay, layer_decay = optim.weight_decay, optim.layer_decay
     depths = {} if layer_decay is None else layer_depths(model)
     spared = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    spared |= set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     groups = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
