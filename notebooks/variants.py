@@ -62,20 +62,20 @@ def train(model, pictures, labels, batch=32, rate=2e-3):
     labels : (N,) int64 array
     batch : int
     rate : float
-        Highest learning rate; it rises over the first third of the updates and falls along a cosine.
+        Highest learning rate; it rises over the first third of the steps and falls along a cosine.
 
     Returns
     -------
     (N // batch,) array
-        The loss of each update.
+        The loss of each step.
     """
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2)  # uint8: the model normalises them
-    target, updates, losses = torch.from_numpy(labels), len(pictures) // batch, []
+    target, steps, losses = torch.from_numpy(labels), len(pictures) // batch, []
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=updates, pct_start=1 / 3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=1 / 3)
     model.train()
-    for update in range(updates):
-        some = slice(update * batch, (update + 1) * batch)
+    for step in range(steps):
+        some = slice(step * batch, (step + 1) * batch)
         loss = torch.nn.functional.cross_entropy(model(images[some]), target[some])
         optimiser.zero_grad()
         loss.backward()

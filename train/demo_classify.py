@@ -29,7 +29,7 @@ from .inference.classification import find_tokens
 from .metrics.focus_ratio import measure_focus
 from .models.classifier import build_model
 from .visualization.figures import as_png
-from .visualization.tokens import bare, draw_tokens
+from .visualization.tokens import bare, draw_tokens, stride_legend
 
 ENOUGH = 0.8
 SHOWN = 10  # pictures of the grid, two a row
@@ -130,17 +130,20 @@ def draw_grid(model: nn.Module, pictures: ScatteredDigits) -> Figure:
     Figure
         Two pictures a row.
     """
-    figure = Figure(figsize=(16, 2.3 * SHOWN / 2), layout="constrained")
-    figure.suptitle("picture with the digit's box; tokens that each merge kept (frame: distance to the next)")
-    rows = figure.subplots(SHOWN // 2, 8, squeeze=False).reshape(SHOWN, 4)
+    figure = Figure(figsize=(16, 2.3 * SHOWN / 2 + 0.6), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))
+    figure.suptitle("picture with the digit's box; tokens that each merge kept")
+    rows, strides = figure.subplots(SHOWN // 2, 8, squeeze=False).reshape(SHOWN, 4), set()
     for index, row in enumerate(rows):
         scene = pictures.scene(index)
         stages = find_tokens(model, scene.image)
         draw_answer(row[0], scene, predict(model, scene.image))
         for number, (axes, stage) in enumerate(zip(row[1:], stages[1:], strict=True), start=1):
             draw_tokens(axes, scene.image, stage["positions"], stage["strides"])
+            strides |= set(stage["strides"].tolist())
             outline(axes, scene)
             axes.set_title(f"merge {number} kept {len(stage['positions'])}", fontsize=9)
+    stride_legend(figure, strides)
     return figure
 
 
