@@ -138,10 +138,12 @@ def settings_of(config: Config, name: str) -> str:
     last["judge"] = last.pop("evaluator")
     schedule |= {"updates": schedule.pop("max_steps"), "warmup_updates": schedule.pop("warmup_steps")}
     last["data"] |= {"path": [], "images": []}  # the same data may be anywhere
-    for key in HARMLESS | {"data.workers"}:
+    for key in HARMLESS | {"data.workers", "data.cache"}:
         section, field = key.split(".")
         for part in parts:
-            part[section].pop(field)
+            part[section].pop(field, None)
+    if last["optim"]["kind"] == "adamw":  # as all were before there was a choice
+        del last["optim"]["kind"]
     text = json.dumps([parts, sorted(config.table.rows[name].without), config.table.one_class], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -1,4 +1,4 @@
-"""The pictures of ``train.ablate``'s rows: opened once a seed, one class for all digits, held in memory."""
+"""The pictures of ``train.ablate``'s rows: opened once a seed, one class for all digits, kept in memory."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +7,6 @@ import numpy as np
 
 from ..config.segmentation import Config
 from ..data.digits import CLASSES
-from ..data.masks import box
 from ..data.sample import ClassInfo, Sample, Vocabulary
 from ..data.segmentation import open_sets
 from ..data.segmentation_dataset import EvalDataset, SegmentationDataset
@@ -51,33 +50,6 @@ class Remembered:
         return getattr(self.samples, name)
 
 
-class HeldSource:
-    """A source of images on disk that reads each once; of a mask only what is in its box is kept."""
-
-    def __init__(self, source):
-        self.source, self.found = source, {}
-
-    def load(self, index: int, epoch: int = 0) -> Sample:
-        """Draw the masks of a picture that was read before; the same in every epoch."""
-        if index not in self.found:
-            sample = self.source.load(index)
-            boxes = [box(mask) if mask.any() else [0, 0, 0, 0] for mask in sample.masks]
-            places = [(slice(y, y + height), slice(x, x + width)) for x, y, width, height in boxes]
-            parts = [(place, mask[place].copy()) for place, mask in zip(places, sample.masks, strict=True)]
-            self.found[index] = replace(sample, masks=np.zeros((0, 0, 0), bool)), parts
-        sample, parts = self.found[index]
-        masks = np.zeros((len(parts), *sample.ignore.shape), bool)
-        for mask, (place, part) in zip(masks, parts, strict=True):
-            mask[place] = part
-        return replace(sample, masks=masks)
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getattr__(self, name):
-        return getattr(self.source, name)
-
-
 class Shared:
     """What a table's rows have in common: the data sets of the seed at hand, opened once."""
 
@@ -108,7 +80,5 @@ def open_digits(config: Config, one_class: bool) -> tuple[Remembered, Remembered
 
 def open_images(config: Config) -> tuple[SegmentationDataset, EvalDataset]:
     """Open images on disk to train and to validate; they are held in memory, not their many crops."""
-    sets = open_sets(config)
-    for samples in sets:
-        samples.source = HeldSource(samples.source)
-    return sets
+    config.data.cache = True
+    return open_sets(config)

@@ -50,6 +50,7 @@ class Data(Section):
     test_short: int | None = Field(None, ge=32, description="short side for testing; null: the picture's own size")
     test_longest: int | None = Field(None, ge=32, description="most of the long side for testing")
     workers: int = Field(8, ge=0, description="loader processes of each rank")
+    cache: bool = Field(False, description="each process keeps the pictures it has read in memory: for small data sets")
     start_method: StartMethod = Field(None, description="how they are started; null: Python's default on this system")
     on_bad_image: Literal["skip", "stop"] = Field("skip", description="skip: use the next readable image, and count")
     digits: dict[str, Any] = Field({}, description="fields of DigitsConfig, for source: digits")

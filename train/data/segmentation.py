@@ -6,6 +6,7 @@ from pathlib import Path
 from ..common.errors import UserError, one_line
 from ..config.segmentation import Config, Data
 from . import cityscapes
+from .cached_source import CachedSource
 from .digits_segmentation import LOOK, DigitsSource
 from .formats import LAYOUTS, open_source
 from .sample import ClassInfo, Vocabulary
@@ -35,6 +36,8 @@ def open_sets(config: Config) -> tuple[SegmentationDataset, EvalDataset]:
     if not getattr(train, "objects", True):
         raise UserError(f"{train.path}: {train.nothing()}")
     data, seed = config.data, config.run.seed
+    if data.cache and data.source == "images":
+        train, val = CachedSource(train), CachedSource(val)
     train_set = SegmentationDataset(train, train_transform(data), seed, data.on_bad_image)
     return train_set, EvalDataset(val, EvalTransform(data.test_short, data.test_longest), seed, data.on_bad_image)
 
