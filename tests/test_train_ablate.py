@@ -1,6 +1,7 @@
 """Ablations: what is taken out is out, rows are held to one budget, and an interruption loses nothing."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import torch
@@ -278,3 +279,9 @@ def test_spread_and_differences_are_those_worked_out_by_hand(tmp_path):
     assert "| gridded | 2 | 11.5 ± 6.4 (7.0 to 16.0) |" in text
     assert "| gridded | 2 | -3.5 (-9.9 to +2.9) |" in text  # 12.706 standard errors of 0.5 either way
     assert interval([1.0, None, 2.0, 6.0]) == "+3.0 (-3.6 to +9.6)"  # 4.303 x 2.646 / sqrt(3)
+
+
+@pytest.mark.parametrize("name", ["small_digits", "nuclei"])
+def test_published_tables_are_of_their_configs(name):
+    path = Path(ablate.__file__).parents[1] / f"benchmarks/ablation_{name}.csv"
+    ablate.check_runs(read_runs(path), load_config(name, [], Config), path)
