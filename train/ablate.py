@@ -138,7 +138,7 @@ def settings_of(config: Config, name: str) -> str:
     last["judge"] = last.pop("evaluator")
     schedule |= {"updates": schedule.pop("max_steps"), "warmup_updates": schedule.pop("warmup_steps")}
     last["data"] |= {"path": [], "images": []}  # the same data may be anywhere
-    for key in HARMLESS | {"data.workers", "data.cache"}:
+    for key in HARMLESS | {"data.workers"}:
         section, field = key.split(".")
         for part in parts:
             part[section].pop(field, None)

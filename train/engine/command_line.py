@@ -14,7 +14,7 @@ from .log import read_line
 
 LOG, REPORT, PICTURE = "log.jsonl", "demo.json", "grid.png"
 HARMLESS = {f"run.{key}" for key in ("output", "device", "threads", "log_every", "save_every", "tensorboard")}
-HARMLESS |= {"data.workers", "data.start_method"}
+HARMLESS |= {"data.workers", "data.start_method", "data.cache"}
 
 
 def make_parser(command: str, description: str, kind: type[Section] = Config) -> Parser:
@@ -118,11 +118,12 @@ def begin_demo(folder: Path, fresh: bool) -> Outputs:
 
 def differences(config: Section, path: Path, kind: str) -> list[str]:
     """List the keys in which a config differs from a checkpoint's, those that change no result left out."""
-    now = config.model_dump(mode="json")
+    now, usual = config.model_dump(mode="json"), type(config)().model_dump(mode="json")
     then = type(config).present_names(read_file(path, kind, ("config",))["config"])
+    then = {section: values | then.get(section, {}) for section, values in usual.items()}  # options that came later
     return [
-        f"{section}.{key} was {then.get(section, {}).get(key)}, is {value}"
+        f"{section}.{key} was {then[section].get(key)}, is {value}"
         for section, values in now.items()
         for key, value in values.items()
-        if f"{section}.{key}" not in HARMLESS and then.get(section, {}).get(key) != value
+        if f"{section}.{key}" not in HARMLESS and then[section].get(key) != value
     ]
