@@ -135,6 +135,30 @@ def test_rows_change_the_backbone_of_both_trainings_and_nothing_else():
     assert full == other and config.run.seed == 0 and "seed" not in config.table.classify["run"]
 
 
+def test_a_row_sets_keys_of_its_training_and_of_no_other():
+    config = config_of("--table.rows", "{full: {}, fast: {overrides: {optim.lr: 0.5, data.flip: 0.25}}}")
+    full, fast_row = (vary(config, name, 3)[1].model_dump() for name in ("full", "fast"))
+    assert (fast_row["optim"].pop("lr"), fast_row["data"].pop("flip")) == (0.5, 0.25)
+    assert full["optim"].pop("lr") == 2e-3 and full["data"].pop("flip") == 0 and full == fast_row
+    assert settings_of(config, "full") == settings_of(config_of(), "full") != settings_of(config, "fast")
+
+
+def test_rows_with_other_data_open_their_own():
+    shared = Shared()
+    full, same, other = (config_of("--data.flip", flip) for flip in ("0.5", "0.5", "0"))
+    assert shared.open(full, list) is shared.open(same, list) is not shared.open(other, list)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("optim.lrr", "did you mean 'optim.lr'"), ("optim", "unknown key 'optim'"), ("table.one_class", "unknown key")],
+)
+def test_a_key_that_no_training_has_is_named(key, said):
+    config = config_of("--table.rows", f"{{full: {{}}, odd: {{overrides: {{{key}: 1}}}}}}")
+    with pytest.raises(UserError, match=f"table.rows.odd.overrides: .*{said}"):
+        ablate.check_rows(config)
+
+
 def classifier_of(name, seed, shared):
     """Make the run, not started, of a row's classifier."""
     config = vary(config_of(), name, seed)[0]

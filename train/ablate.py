@@ -24,7 +24,8 @@ from .ablation.rows import AblatedClassification, AblatedSegmentation, Config
 from .ablation.table import SCORES, append_run, describe_machine, read_page, read_runs, write_table
 from .common.errors import Interrupted, Parser, UserError, one_line, run_command
 from .config import classification as base
-from .config.loader import check_config, closest, help_text, load_config
+from .config import segmentation
+from .config.loader import check_config, closest, fields_of, help_text, load_config
 from .engine.command_line import HARMLESS, clear
 from .engine.loop import train
 from .engine.run import Run
@@ -103,7 +104,8 @@ def check_rows(config: Config) -> None:
 
 def vary(config: Config, name: str, seed: int = 0, folder: str = "") -> tuple[base.Config | None, Config]:
     """Create the configs of a row's trainings, classifier (or None) and segmenter, checkpoints going to ``folder``."""
-    row, varied, first = config.table.rows[name], config.model_copy(deep=True), None
+    row, first = config.table.rows[name], None
+    varied = apply_overrides(config, name)
     varied.model.backbone |= row.backbone
     varied.run.seed, varied.run.output = seed, f"{folder}/segment"
     if config.table.classify is not None:
@@ -111,6 +113,17 @@ def vary(config: Config, name: str, seed: int = 0, folder: str = "") -> tuple[ba
         first.model.overrides |= {} if row.after_classifier else row.backbone
         first.run.seed, first.run.output = seed, f"{folder}/classify"
     return first, varied
+
+
+def apply_overrides(config: Config, name: str) -> Config:
+    """Copy a config with the keys of its training that a row sets."""
+    values, known = config.model_dump(), fields_of(segmentation.Config)
+    for key, value in config.table.rows[name].overrides.items():
+        if key not in known:
+            raise UserError(f"table.rows.{name}.overrides: unknown key {key!r}{closest(key, known)}")
+        section, field = key.split(".")
+        values[section][field] = value
+    return check_config(values, Config)
 
 
 def choose_rows(text: str | None, config: Config) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..config import classification as base
 from ..config.segmentation import Config
 from ..data.digits import CLASSES
 from ..data.sample import ClassInfo, Sample, Vocabulary
@@ -56,13 +57,14 @@ class Shared:
     def __init__(self):
         self.seed, self.sets = None, {}
 
-    def open(self, kind: str, seed: int, open_sets: Callable) -> tuple:
-        """Return the training and validation set of a kind of training; ``open_sets()`` opens new ones."""
-        if seed != self.seed:
-            self.seed, self.sets = seed, {}
-        if kind not in self.sets:
-            self.sets[kind] = open_sets()
-        return self.sets[kind]
+    def open(self, config: base.Config | Config, open_sets: Callable) -> tuple:
+        """Return a training's training and validation set; ``open_sets()`` opens those that no row had before."""
+        if config.run.seed != self.seed:
+            self.seed, self.sets = config.run.seed, {}
+        data = config.data.model_dump_json()
+        if data not in self.sets:
+            self.sets[data] = open_sets()
+        return self.sets[data]
 
 
 def remember(sets) -> tuple[Remembered, Remembered]:

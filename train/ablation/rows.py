@@ -28,6 +28,7 @@ class Row(Section):
     backbone: dict[str, Any] = Field({}, description="fields of the backbone's Config, such as alpha: 8")
     after_classifier: bool = Field(False, description="the classifier trains without the change of the backbone")
     without: list[Literal["expanded_position", "blank_token"]] = Field([], description="what is taken out")
+    overrides: dict[str, Any] = Field({}, description="keys of the segmenter's training, such as optim.lr: 1.0e-3")
 
 
 class Table(Section):
@@ -117,7 +118,7 @@ class AblatedClassification(Classification):
     def datasets(self):
         """Open the pictures, or take those of the row before."""
         opened = super().datasets
-        return self.shared.open(self.kind, self.config.run.seed, lambda: remember(opened()))
+        return self.shared.open(self.config, lambda: remember(opened()))
 
     def model(self, train_set) -> nn.Module:
         """Create the config's network, then take out what it is to do without."""
@@ -146,7 +147,7 @@ class AblatedSegmentation(Segmentation):
         config, opened = self.config, open_images
         if config.data.source == "digits":
             opened = partial(open_digits, one_class=config.table.one_class)
-        sets = self.shared.open(self.kind, config.run.seed, lambda: opened(config))
+        sets = self.shared.open(config, lambda: opened(config))
         config.model.num_classes = sets[0].source.vocabulary.num_classes
         return sets
 
