@@ -8,17 +8,14 @@ the mean differences with 95 % intervals; draws CSV's name with _areas.png.
 
 import statistics
 import sys
-from pathlib import Path
 
 import matplotlib.figure
 
-from train.ablation.rows import Config
 from train.ablation.table import interval
-from train.common.errors import Parser, run_command
-from train.config.loader import load_config
+from train.common.errors import run_command
 
-from .cost import COLOURS, choose_runs
-from .results import check_free, write_picture
+from .ablation import COLOURS, read_ablation
+from .results import write_picture
 
 SCORES = {"AP": "all", "AP_small": "up to {0:g} px", "AP_medium": "{0:g} to {1:g} px", "AP_large": "above {1:g} px"}
 COCO_AREAS = (32**2, 96**2)
@@ -27,23 +24,14 @@ SPREAD = 0.5  # of the unit that a group of rows takes
 
 def main(arguments):
     """Run the command."""
-    parser = Parser("benchmarks.areas", __doc__.splitlines()[0])
-    parser.add_argument("table", type=Path, help="CSV file of train.ablate")
-    parser.add_argument("--config", required=True, help="its config")
-    parser.add_argument("--rows", help="names of rows, as full,gridded; default: all that the file has")
-    parser.add_argument("--out", type=Path, help="picture to write; default: CSV's name with _areas.png")
-    options, overrides = parser.parse_known_args(arguments)
-    config = load_config(options.config, overrides, Config)
-    runs, names, seeds = choose_runs(options.table, config, options.rows)
-    picture = options.out or options.table.with_name(f"{options.table.stem}_areas.png")
-    check_free(picture)
-    chosen = [runs[name, seed] for name in names for seed in seeds]
-    scores = [score for score in SCORES if all(run[score] is not None for run in chosen)]
-    rows = {name: {score: [runs[name, seed][score] for seed in seeds] for score in scores} for name in names}
+    table = read_ablation("benchmarks.areas", __doc__.splitlines()[0], arguments, "_areas.png")
+    scores = [score for score in SCORES if all(None not in table.values(name, score) for name in table.rows)]
+    rows = {name: {score: table.values(name, score) for score in scores} for name in table.rows}
+    seeds = table.seeds
     print(f"{len(seeds)} seeds: {', '.join(map(str, seeds))}")
     for name, values in rows.items():
-        print(name, *(describe(score, values[score], rows[names[0]][score]) for score in scores), sep="\n    ")
-    write_picture(picture, draw(rows, config.evaluator.areas or COCO_AREAS, len(seeds)))
+        print(name, *(describe(score, values[score], rows[table.rows[0]][score]) for score in scores), sep="\n    ")
+    write_picture(table.picture, draw(rows, table.config.evaluator.areas or COCO_AREAS, len(seeds)))
     return 0
 
 

@@ -3,66 +3,45 @@
 python -m benchmarks.cost CSV --config small_digits --rows full,gridded,rate_1_5 [--out PICTURE]
 
 Reads the scores from the CSV file of ``train.ablate``, of the seeds that all rows have; makes each row's network and
-measures it on one validation picture at a time, on one thread, the rows in turn; prints the table and draws CSV's name
-with .png. The networks are not trained: what they cost depends on how many tokens stay, not on which.
+measures it on one validation picture at a time (on a corner of a tile's size where the config evaluates in tiles), on
+one thread, the rows in turn; prints the table and draws CSV's name with .png. The networks are not trained: what they
+cost depends on how many tokens stay, not on which.
 """
 
 import statistics
 import sys
 from functools import partial
-from pathlib import Path
 
 import matplotlib.figure
 import torch
 
-from train.ablate import choose_rows, vary
+from train.ablate import vary
 from train.ablation.pictures import Shared
-from train.ablation.rows import AblatedSegmentation, Config
-from train.ablation.table import read_runs
-from train.common.errors import Parser, UserError, run_command
-from train.config.loader import load_config
+from train.ablation.rows import AblatedSegmentation
+from train.common.errors import run_command
 from train.data.normalization import to_input
 
+from .ablation import COLOURS, read_ablation
 from .clock import seconds
 from .flops import count_flops
 from .measure import alternate
-from .results import check_free, write_picture
+from .results import write_picture
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 PICTURES, ROUNDS = 20, 15
 
 
 def main(arguments):
     """Run the command."""
-    parser = Parser("benchmarks.cost", __doc__.splitlines()[0])
-    parser.add_argument("table", type=Path, help="CSV file of train.ablate")
-    parser.add_argument("--config", required=True, help="its config")
-    parser.add_argument("--rows", help="names of rows, as full,gridded; default: all that the file has")
-    parser.add_argument("--out", type=Path, help="picture to write; default: beside the CSV file")
-    options, overrides = parser.parse_known_args(arguments)
-    config = load_config(options.config, overrides, Config)
-    runs, names, seeds = choose_runs(options.table, config, options.rows)
-    rows = {name: [runs[name, seed]["AP"] for seed in seeds] for name in names}
-    picture = options.out or options.table.with_suffix(".png")
-    check_free(picture)
-    costs = measure_rows(config, names)
-    print(f"mean over seeds {', '.join(map(str, seeds))}")
+    table = read_ablation("benchmarks.cost", __doc__.splitlines()[0], arguments, ".png")
+    rows = {name: table.values(name, "AP") for name in table.rows}
+    costs = measure_rows(table.config, table.rows)
+    print(f"mean over seeds {', '.join(map(str, table.seeds))}")
     for name, values in rows.items():
         milliseconds, flops = costs[name]
         mean = statistics.mean(values)
         print(f"{name:20} AP {mean:5.1f}  {milliseconds:6.2f} ms  {flops / 1e6:7.1f} million operations")
-    write_picture(picture, draw(rows, costs))
+    write_picture(table.picture, draw(rows, costs))
     return 0
-
-
-def choose_runs(table, config, rows):
-    """Read a table of train.ablate: its runs, the names of --rows that it has, and the seeds that all of them have."""
-    runs = read_runs(table)
-    names = [name for name in choose_rows(rows, config) if any(row == name for row, _ in runs)]
-    seeds = sorted({seed for _, seed in runs if all((name, seed) in runs for name in names)})
-    if not names or not seeds:
-        raise UserError(f"{table} has no seed with all of these rows: run python -m train.ablate first")
-    return runs, names, seeds
 
 
 def measure_rows(config, names):
@@ -74,7 +53,8 @@ def measure_rows(config, names):
         task = AblatedSegmentation(row, config.table.rows[name].without, shared, None)
         train_set, val_set = task.datasets()
         networks[name] = task.model(train_set).eval()
-    images = [to_input(val_set.source.load(index).image) for index in range(PICTURES)]
+    tile = slice(config.evaluator.tile)
+    images = [to_input(val_set.source.load(index).image)[..., tile, tile] for index in range(PICTURES)]
 
     @torch.inference_mode()
     def run(network, image):
@@ -96,7 +76,7 @@ def clock(call):
 def draw(rows, costs):
     """Return a figure with AP over milliseconds and over operations: each seed's rows joined by a line, and means."""
     figure = matplotlib.figure.Figure(figsize=(9, 3.8), layout="constrained")
-    labels = ("forward pass of one picture, ms (one thread)", "forward pass of one picture, million operations")
+    labels = ("forward pass, ms (one thread)", "forward pass, million operations")
     for place, (axes, label) in enumerate(zip(figure.subplots(1, 2, sharey=True), labels, strict=True)):
         along = [costs[name][place] / (1, 1e6)[place] for name in rows]
         for values in zip(*rows.values(), strict=True):

@@ -93,7 +93,11 @@ def test_picture_over_cost(tmp_path, capsys, monkeypatch):
         append_run(table, COMMON | {"row": row, "seed": seed, "AP": ap})
     threads = torch.get_num_threads()
     assert cost.main([str(table), "--config", "small_digits"]) == 0
-    torch.set_num_threads(threads)
     text = capsys.readouterr().out
+    large = ("--data.digits", "{height: 128, width: 128}", "--evaluator.tile", "64")
+    assert cost.main([str(table), "--config", "small_digits", *large]) == 0
+    torch.set_num_threads(threads)
+    operations = [line.split("ms")[1] for line in text.splitlines()[1:]]
+    assert [line.split("ms")[1] for line in capsys.readouterr().out.splitlines()[1:]] == operations
     assert "mean over seeds 0, 2" in text and "AP  45.0 " in text and "AP  30.0 " in text
     assert table.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
