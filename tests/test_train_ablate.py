@@ -309,6 +309,7 @@ def test_spread_and_differences_are_those_worked_out_by_hand(tmp_path):
     ("table", "config", "overrides"),
     [
         ("ablation_small_digits", "small_digits", []),
+        ("sweep_small_digits", "small_digits", []),
         ("ablation_nuclei", "nuclei", []),
         ("ablation_nuclei_1600", "nuclei", ["--schedule.max_steps", "1600"]),
     ],
