@@ -207,6 +207,7 @@ def test_instances_without_a_classifier_first(tmp_path, monkeypatch, one_class, 
     text = path.with_suffix(".md").read_text()
     assert "| row | seeds | AP | AP50 | AP_small |" in text and "PQ" not in text and "accuracy" not in text
     assert "Every run: 4 pictures for the segmenter; 2 validation pictures." in text
+    assert "--config small_digits --rows full,rate_1_5 --out" in text, "the command makes this table and no more"
 
 
 def test_digits_are_one_class_and_kinds_keep_theirs():

@@ -54,7 +54,9 @@ def main(arguments: list[str]) -> int:
     runs = read_runs(path)
     check_runs(runs, config, path)
     read_page(path)
-    head = describe_table(config, ["--config", options.config, "--out", str(path), *without_paths(overrides)])
+    shown = [name for name in config.table.rows if name in names or any(row == name for row, _ in runs)]
+    rows = [] if shown == list(config.table.rows) else ["--rows", ",".join(shown)]
+    head = describe_table(config, ["--config", options.config, *rows, "--out", str(path), *without_paths(overrides)])
     missing = [(name, seed) for seed in seeds for name in names if (name, seed) not in runs]
     print(f"{len(names) * len(seeds) - len(missing)} runs are in {path}, {len(missing)} are to be made")
     left = make_runs(missing, config, path, options.limit_minutes, head)
