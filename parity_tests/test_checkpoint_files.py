@@ -24,7 +24,7 @@ def text(value):
     return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
-def refused(path, match):
+def assert_refused(path, match):
     """Load a file that must be refused in one line with its name, and soon."""
     start = time.process_time()
     with pytest.raises(CheckpointError, match=match) as caught:
@@ -55,9 +55,9 @@ def test_an_object_array_over_bytes_of_the_file_is_not_made(tmp_path):
     program = b"\x80\x04}" + text("a") + scalar + b"s."
     for name in ("a.pkl", "a.pth"):
         (tmp_path / name).write_bytes(program)
-        refused(tmp_path / name, "gives 'O8' for a NumPy dtype")
+        assert_refused(tmp_path / name, "gives 'O8' for a NumPy dtype")
     zipped(tmp_path / "b.pth", program)
-    refused(tmp_path / "b.pth", "gives 'O8' for a NumPy dtype")
+    assert_refused(tmp_path / "b.pth", "gives 'O8' for a NumPy dtype")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_an_object_array_over_bytes_of_the_file_is_not_made(tmp_path):
 def test_a_dtype_takes_no_state_but_a_byte_order(tmp_path, state):
     path = tmp_path / "a.pth"
     path.write_bytes(b"\x80\x02}" + text("a") + dtype_with_state("f8", *state) + b"s.")
-    refused(path, "for (the state of a dtype|a byte order)")
+    assert_refused(path, "for (the state of a dtype|a byte order)")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_arrays_of_other_dtypes_are_refused(tmp_path, array, protocol):
     torch.save({"table": array}, tmp_path / "a.pth", pickle_protocol=min(protocol, 4))
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"table": array}, protocol))
     for name in ("a.pth", "a.pkl"):
-        refused(tmp_path / name, "corrupted|refused")
+        assert_refused(tmp_path / name, "corrupted|refused")
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -151,7 +151,7 @@ def test_a_flipped_bit_of_a_weight_is_noticed(tmp_path):
     start = whole.index(weight.numpy().tobytes())
     for place in range(start, start + 4 * 4096, 517):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        refused(path, "truncated or corrupted .*CRC-32")
+        assert_refused(path, "truncated or corrupted .*CRC-32")
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -161,7 +161,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, value, dtype, old):
     weight = torch.ones(3, 5, dtype=dtype)
     weight[1, 2] = value
     torch.save({"model": {"norm.weight": weight}}, tmp_path / "a.pth", _use_new_zipfile_serialization=not old)
-    refused(tmp_path / "a.pth", "its model.norm.weight holds NaN or infinite numbers")
+    assert_refused(tmp_path / "a.pth", "its model.norm.weight holds NaN or infinite numbers")
     weights = official() | {"norm.weight": torch.full((64,), value)}
     with pytest.raises(CheckpointError, match="does not fit: NaN or infinite: norm.weight$"):
         from_official(weights)
@@ -169,17 +169,17 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, value, dtype, old):
 
 def test_arrays_and_safetensors_that_are_not_finite_are_refused(tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"w": np.array([1, np.nan])}))
-    refused(tmp_path / "a.pkl", "its w holds NaN")
+    assert_refused(tmp_path / "a.pkl", "its w holds NaN")
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file({"w": torch.tensor([1, float("inf")])}, tmp_path / "a.safetensors")
-    refused(tmp_path / "a.safetensors", "its w holds NaN or infinite")
+    assert_refused(tmp_path / "a.safetensors", "its w holds NaN or infinite")
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_complex_numbers_are_refused(tmp_path, dtype):
     for old in (False, True):
         torch.save({"w": torch.ones(3, dtype=dtype)}, tmp_path / "a.pth", _use_new_zipfile_serialization=not old)
-        refused(tmp_path / "a.pth", "numbers of torch.Complex(Float|Double)Storage; what is read is float16")
+        assert_refused(tmp_path / "a.pth", "numbers of torch.Complex(Float|Double)Storage; what is read is float16")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_containers_named_again_and_again_do_not_multiply(tmp_path, make):
     torch.save({"a": laughs(make, 30)}, tmp_path / "a.pth")
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": laughs(make, 30)}))
     for name in ("a.pth", "a.pkl"):
-        refused(tmp_path / name, "holds more than 500,000 values, or containers nested more than 64 deep")
+        assert_refused(tmp_path / name, "holds more than 500,000 values, or containers nested more than 64 deep")
 
 
 def test_deep_nesting_and_containers_that_hold_themselves_are_refused(tmp_path):
@@ -295,7 +295,7 @@ def test_deep_nesting_and_containers_that_hold_themselves_are_refused(tmp_path):
         b"\x80\x02}q\x00" + text("a") + b"h\x00s.",
     ):
         path.write_bytes(program)
-        refused(path, "nested more than 64 deep")
+        assert_refused(path, "nested more than 64 deep")
 
 
 def test_long_programs_copies_and_large_numbers_are_refused(tmp_path):
@@ -313,13 +313,13 @@ def test_long_programs_copies_and_large_numbers_are_refused(tmp_path):
         (b"}I1\nNs", "the pickle instruction b'I', which is not read"),
     ]:
         path.write_bytes(b"\x80\x04" + program + b".")
-        refused(path, reason)
+        assert_refused(path, reason)
 
 
 @pytest.mark.parametrize("key", [b"x", None, 1.5, 2**40, (1, 2), torch.float32])
 def test_keys_are_strings_and_whole_numbers(tmp_path, key):
     torch.save({"a": {key: 1}}, tmp_path / "a.pth")
-    refused(tmp_path / "a.pth", "for a key")
+    assert_refused(tmp_path / "a.pth", "for a key")
 
 
 def torch_pickle(size, stride, length, offset=0, kind="Float"):
@@ -343,26 +343,26 @@ def test_tensors_that_reach_beyond_their_numbers_are_refused(tmp_path, size, str
     zipped(path, torch_pickle((4,), (1,), 4), **{"0": np.arange(4.0).astype("f4").tobytes()})
     assert load(path)["w"].tolist() == [0, 1, 2, 3]
     zipped(path, torch_pickle(size, stride, length, offset), **{"0": np.arange(4.0).astype("f4").tobytes()})
-    refused(path, "truncated or corrupted")
+    assert_refused(path, "truncated or corrupted")
 
 
 def test_zip_files_of_another_form_are_refused(tmp_path):
     path, data = tmp_path / "a.pth", torch_pickle((4,), (1,), 4)
     zipped(path, data)
-    refused(path, "its part data/0 is missing")
+    assert_refused(path, "its part data/0 is missing")
     zipped(path, data, **{"0": bytes(15)})
-    refused(path, "its part data/0 has 15 bytes, not 16")
+    assert_refused(path, "its part data/0 has 15 bytes, not 16")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", data)
         archive.writestr("archive/data/0", bytes(200_000_000))
-    refused(path, "its parts are packed")
+    assert_refused(path, "its parts are packed")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", "text")
-    refused(path, "a zip file, but not of torch.save")
+    assert_refused(path, "a zip file, but not of torch.save")
     zipped(path, data, **{"0": bytes(16)})
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other/data.pkl", data)
-    refused(path, "a zip file, but not of torch.save")
+    assert_refused(path, "a zip file, but not of torch.save")
 
 
 def test_an_old_file_says_where_its_numbers_are(tmp_path):
@@ -373,8 +373,8 @@ def test_an_old_file_says_where_its_numbers_are(tmp_path):
     assert load(path)["b"].tolist() == [0, 1, 2, 3, 4]
     for cut in (1, 8, 40, 48, 60):
         path.write_bytes(whole[:-cut])
-        refused(path, "truncated or corrupted")
+        assert_refused(path, "truncated or corrupted")
     longer = whole.replace((3).to_bytes(8, "little") + np.float32([0]).tobytes(), bytes([4] + [0] * 11))
     assert longer != whole
     path.write_bytes(longer)
-    refused(path, "its numbers are not where they belong")
+    assert_refused(path, "its numbers are not where they belong")
